@@ -1,0 +1,385 @@
+%% @doc The distribution controller of one connection: the process that the
+%% VM, `dist_util' and `net_kernel' know as the connection.
+%%
+%% It has two lives. Until the handshake completes it serves the process that
+%% runs `dist_util' (send/2, recv/3 and so on), on the control stream. Then it
+%% is the output handler: it takes packets from the VM and gives them to the
+%% engine, while `quic_dist_input' does the opposite in a process of its own.
+%%
+%% It does not trap exits. It is linked to the process that runs `dist_util',
+%% to its input handler and to `net_kernel'; whichever dies first decides the
+%% reason of `nodedown', and the engine closes the QUIC connection as its owner
+%% is gone.
+-module(quic_dist_controller).
+
+-export([start_link/3, set_supervisor/2, set_node/2, get_node/1,
+         send/2, recv/3, getll/1, get_address/2, pre_nodeup/1,
+         handshake_complete/3, tick/1, getstat/1, info/1]).
+-export([init/3, handshake_loop/1, output_loop/1, ending_loop/1]).
+
+-include_lib("kernel/include/net_address.hrl").
+
+%% What one call of the engine takes at most: enough to fill the largest
+%% packet of a GSO batch, little enough not to starve ticks and calls.
+-define(BATCH_BYTES, 262144).
+-define(BATCH_PACKETS, 64).
+
+%% No peer has more than this many handshake messages to say before an answer.
+-define(MAX_UNREAD, 16).
+
+%% How long the input handler may take to deliver what had arrived before the
+%% connection ended.
+-define(ENDING_MS, 5000).
+
+-record(state, {conn :: quic_dist_nif:connection(),
+                family :: quic_dist_opts:family(),
+                peer :: quic_dist_nif:peer(),
+                node :: undefined | node(),
+                %% handshake: messages not yet asked for, oldest first
+                unread = [] :: [binary()],
+                %% handshake: who waits in recv/3, and its timer
+                reader :: undefined | {reference(), undefined | reference()},
+                %% handshake: why the connection has ended
+                closed :: undefined | quic_dist_nif:close_reason(),
+                %% whether the VM has been, or is being, told of the connection
+                nodeup = false :: boolean(),
+                %% output: present when the handshake is complete
+                dhandle :: undefined | erlang:dist_handle(),
+                %% output: the engine's queue is full
+                busy = false :: boolean()}).
+
+%%% What the handshake uses
+
+%% @doc Starts the controller of a connection that has completed its QUIC
+%% handshake, linked to the caller, and makes it the connection's owner.
+-spec start_link(quic_dist_nif:connection(), quic_dist_opts:family(),
+                 quic_dist_nif:peer()) -> {ok, pid()} | {error, closed}.
+start_link(Conn, Family, Peer) ->
+    Pid = spawn_opt(?MODULE, init, [Conn, Family, Peer],
+                    [link, {priority, max},
+                     {message_queue_data, off_heap}, {fullsweep_after, 0}]),
+    case quic_dist_nif:set_owner(Conn, Pid) of
+        ok ->
+            {ok, Pid};
+        {error, closed} ->
+            unlink(Pid),
+            exit(Pid, kill),
+            {error, closed}
+    end.
+
+%% @doc Sets the supervisor of the connection: `net_kernel', to which the
+%% controller is linked from then on.
+-spec set_supervisor(pid(), Kernel :: pid()) -> ok | {error, closed}.
+set_supervisor(Controller, Kernel) ->
+    call(Controller, {set_supervisor, Kernel}).
+
+%% @doc Sets the name of the other node, as far as it is known.
+-spec set_node(pid(), node()) -> ok | {error, closed}.
+set_node(Controller, Node) ->
+    call(Controller, {set_node, Node}).
+
+%% @doc The name of the other node.
+-spec get_node(pid()) -> {ok, node() | undefined} | {error, closed}.
+get_node(Controller) ->
+    call(Controller, get_node).
+
+%% @doc Sends one handshake message.
+-spec send(pid(), iodata()) -> ok | {error, closed | too_long}.
+send(Controller, Message) ->
+    call(Controller, {send, Message}).
+
+%% @doc Receives one handshake message. Messages have a length of their own:
+%% `Length' must be 0, as with gen_tcp's `{packet, N}'.
+-spec recv(pid(), Length :: non_neg_integer(), timeout()) ->
+          {ok, [byte()]} | {error, closed | timeout | einval | ealready}.
+recv(Controller, 0, Timeout) ->
+    call(Controller, {recv, Timeout});
+recv(_Controller, _Length, _Timeout) ->
+    {error, einval}.
+
+%% @doc What the VM is to know as the connection: the controller itself.
+-spec getll(pid()) -> {ok, pid()}.
+getll(Controller) ->
+    {ok, Controller}.
+
+%% @doc The address of the other node, for `net_kernel:node_info/1'.
+-spec get_address(pid(), node()) ->
+          {ok, #net_address{}} | {error, no_node | closed}.
+get_address(Controller, Node) ->
+    case {dist_util:split_node(Node), call(Controller, get_address)} of
+        {{node, _Name, Host}, {ok, Family, Peer}} ->
+            {ok, #net_address{address = Peer, host = Host,
+                              protocol = quic, family = Family}};
+        {{node, _Name, _Host}, {error, closed}} ->
+            {error, closed};
+        _ ->
+            {error, no_node}
+    end.
+
+%% @doc The last step before the VM is told of the connection. It is the VM
+%% itself (in `erlang:setnode/3') that tells `net_kernel' of the controller;
+%% what is left to do here is to refuse a connection that has ended meanwhile,
+%% and to end with the connection from now on.
+-spec pre_nodeup(pid()) -> ok | {error, closed}.
+pre_nodeup(Controller) ->
+    call(Controller, pre_nodeup).
+
+%% @doc The node is up: starts the traffic.
+-spec handshake_complete(pid(), node(), erlang:dist_handle()) ->
+          ok | {error, closed}.
+handshake_complete(Controller, Node, DHandle) ->
+    call(Controller, {handshake_complete, Node, DHandle}).
+
+%%% What the connection's tick loop uses
+
+%% @doc Sends a tick. Does not wait.
+-spec tick(pid()) -> ok.
+tick(Controller) ->
+    Controller ! tick,
+    ok.
+
+%% @doc Counters of QUIC packets, hence signs of life even where flow control
+%% holds data back, and the bytes that wait to be sent.
+-spec getstat(pid()) ->
+          {ok, RecvCnt :: non_neg_integer(), SendCnt :: non_neg_integer(),
+           SendPend :: non_neg_integer()}
+        | {error, closed}.
+getstat(Controller) ->
+    call(Controller, getstat).
+
+%% @doc What `quic_dist:info/0' says of the connection.
+-spec info(pid()) -> {ok, map()} | {error, closed}.
+info(Controller) ->
+    case call(Controller, get_connection) of
+        {ok, Conn} -> quic_dist_nif:info(Conn);
+        {error, closed} -> {error, closed}
+    end.
+
+call(Controller, Request) ->
+    Alias = erlang:monitor(process, Controller, [{alias, reply_demonitor}]),
+    Controller ! {?MODULE, Alias, Request},
+    receive
+        {Alias, Reply} -> Reply;
+        {'DOWN', Alias, process, _, _} -> {error, closed}
+    end.
+
+reply(Alias, Reply) ->
+    Alias ! {Alias, Reply},
+    ok.
+
+%%% First life: the handshake
+
+%% @private
+-spec init(quic_dist_nif:connection(), quic_dist_opts:family(),
+           quic_dist_nif:peer()) -> no_return().
+init(Conn, Family, Peer) ->
+    handshake_loop(#state{conn = Conn, family = Family, peer = Peer}).
+
+%% @private
+-spec handshake_loop(#state{}) -> no_return().
+handshake_loop(#state{conn = Conn} = State) ->
+    receive
+        {?MODULE, From, {handshake_complete, Node, DHandle}} ->
+            start_output(From, DHandle, State#state{node = Node});
+        {?MODULE, From, Request} ->
+            ?MODULE:handshake_loop(handshake_call(Request, From, State));
+        {quic_dist, Conn, {control, Messages}} ->
+            ?MODULE:handshake_loop(unread(Messages, State));
+        {quic_dist, Conn, {closed, Reason}} ->
+            ?MODULE:handshake_loop(closed_in_handshake(Reason, State));
+        {timeout, Timer, recv} ->
+            ?MODULE:handshake_loop(recv_timeout(Timer, State));
+        _Unexpected ->
+            ?MODULE:handshake_loop(State)
+    end.
+
+handshake_call({send, _Message}, From, #state{closed = Reason} = State)
+  when Reason =/= undefined ->
+    reply(From, {error, closed}),
+    State;
+handshake_call({send, Message}, From, #state{conn = Conn} = State) ->
+    reply(From, quic_dist_nif:control_send(Conn, Message)),
+    State;
+handshake_call({recv, Timeout}, From, #state{reader = undefined} = State) ->
+    Timer = case Timeout of
+                infinity -> undefined;
+                _ -> erlang:start_timer(Timeout, self(), recv)
+            end,
+    serve_reader(State#state{reader = {From, Timer}});
+handshake_call({recv, _Timeout}, From, State) ->
+    reply(From, {error, ealready}),
+    State;
+handshake_call(pre_nodeup, From, #state{closed = undefined} = State) ->
+    reply(From, ok),
+    State#state{nodeup = true};
+handshake_call(pre_nodeup, From, State) ->
+    reply(From, {error, closed}),
+    State;
+handshake_call(Request, From, State) ->
+    common_call(Request, From, State).
+
+unread(Messages, #state{unread = Unread, conn = Conn} = State) ->
+    case Unread ++ Messages of
+        TooMany when length(TooMany) > ?MAX_UNREAD ->
+            ok = quic_dist_nif:close(Conn, <<"too many handshake messages">>),
+            State#state{unread = []};
+        More ->
+            serve_reader(State#state{unread = More})
+    end.
+
+%% What arrived before the end is served before the end.
+serve_reader(#state{reader = undefined} = State) ->
+    State;
+serve_reader(#state{unread = [Message | Unread]} = State) ->
+    answer_reader({ok, binary_to_list(Message)}, State#state{unread = Unread});
+serve_reader(#state{closed = undefined} = State) ->
+    State;
+serve_reader(State) ->
+    answer_reader({error, closed}, State).
+
+answer_reader(Answer, #state{reader = {From, Timer}} = State) ->
+    _ = case Timer of
+            undefined -> ok;
+            _ -> erlang:cancel_timer(Timer)
+        end,
+    reply(From, Answer),
+    State#state{reader = undefined}.
+
+recv_timeout(Timer, #state{reader = {From, Timer}} = State) ->
+    reply(From, {error, timeout}),
+    State#state{reader = undefined};
+recv_timeout(_Answered, State) ->
+    State.
+
+%% Not an end to this process, before nodeup: of two nodes that dial each other
+%% one is told "nok", and the connection closed. The process that runs dist_util
+%% there waits to be killed by net_kernel, when the other dial has been
+%% accepted. If it died earlier, that would count as a failure to connect.
+closed_in_handshake(Reason, #state{nodeup = false, node = Node,
+                                   peer = Peer} = State) ->
+    quic_dist_log:closed(Node, Peer, Reason),
+    serve_reader(State#state{closed = Reason});
+closed_in_handshake(Reason, #state{node = Node, peer = Peer}) ->
+    quic_dist_log:closed(Node, Peer, Reason),
+    exit(quic_dist_log:exit_reason(Reason)).
+
+%%% Both lives
+
+common_call({set_supervisor, Kernel}, From, State) ->
+    link(Kernel),
+    reply(From, ok),
+    State;
+common_call({set_node, Node}, From, State) ->
+    reply(From, ok),
+    State#state{node = Node};
+common_call(get_node, From, #state{node = Node} = State) ->
+    reply(From, {ok, Node}),
+    State;
+common_call(get_address, From, #state{family = Family, peer = Peer} = State) ->
+    reply(From, {ok, Family, Peer}),
+    State;
+common_call(get_connection, From, #state{conn = Conn} = State) ->
+    reply(From, {ok, Conn}),
+    State;
+common_call(getstat, From, #state{conn = Conn} = State) ->
+    reply(From, quic_dist_nif:stats(Conn)),
+    State.
+
+%%% Second life: output
+
+-spec start_output(reference(), erlang:dist_handle(), #state{}) -> no_return().
+start_output(From, DHandle, #state{conn = Conn} = State) ->
+    Input = quic_dist_input:start_link(Conn, DHandle),
+    ok = erlang:dist_ctrl_input_handler(DHandle, Input),
+    false = erlang:dist_ctrl_set_opt(DHandle, get_size, true),
+    Result = quic_dist_nif:set_input(Conn, Input),
+    reply(From, ok),
+    %% Traffic is no more urgent than what causes it.
+    process_flag(priority, normal),
+    case Result of
+        ok ->
+            erlang:dist_ctrl_get_data_notification(DHandle),
+            output_loop(State#state{dhandle = DHandle, unread = []});
+        {error, closed} ->
+            %% The input handler will not be told, so it can't be what ends us.
+            receive
+                {quic_dist, Conn, {closed, Reason}} ->
+                    closed_in_handshake(Reason, State)
+            end
+    end.
+
+%% Of these one is always due, or the connection is ending: a `dist_data' (from
+%% the VM after dist_ctrl_get_data_notification/1, or from ourselves when there
+%% is more), or a `writable' while busy.
+%% @private
+-spec output_loop(#state{}) -> no_return().
+output_loop(#state{conn = Conn} = State) ->
+    receive
+        dist_data ->
+            ?MODULE:output_loop(output(State));
+        {quic_dist, Conn, writable} when State#state.busy ->
+            ?MODULE:output_loop(output(State#state{busy = false}));
+        tick ->
+            %% When it fails, `closed' is on its way.
+            _ = quic_dist_nif:tick(Conn),
+            ?MODULE:output_loop(State);
+        {?MODULE, From, Request} ->
+            ?MODULE:output_loop(common_call(Request, From, State));
+        {quic_dist, Conn, {closed, Reason}} ->
+            quic_dist_log:closed(State#state.node, State#state.peer, Reason),
+            _ = erlang:start_timer(?ENDING_MS, self(), {exit, Reason}),
+            ?MODULE:ending_loop(State);
+        {quic_dist, Conn, {control, _AfterHandshake}} ->
+            ok = quic_dist_nif:close(Conn, <<"control message after the handshake">>),
+            ?MODULE:output_loop(State);
+        _Unexpected ->
+            ?MODULE:output_loop(State)
+    end.
+
+%% One batch, then back to the mailbox, so that ticks and calls get their turn.
+output(#state{busy = true} = State) ->
+    State;
+output(#state{conn = Conn, dhandle = DHandle} = State) ->
+    {Rest, Packets} = take(DHandle, ?BATCH_PACKETS, ?BATCH_BYTES, []),
+    case send_packets(Conn, Packets) of
+        ok when Rest =:= none ->
+            erlang:dist_ctrl_get_data_notification(DHandle),
+            State;
+        ok ->
+            self() ! dist_data,
+            State;
+        busy ->
+            State#state{busy = true};
+        {error, closed} ->
+            %% The `closed' message will end the connection.
+            State#state{busy = true}
+    end.
+
+send_packets(_Conn, []) ->
+    ok;
+send_packets(Conn, Packets) ->
+    quic_dist_nif:data_send(Conn, lists:reverse(Packets)).
+
+take(DHandle, Count, Bytes, Packets) when Count > 0, Bytes > 0 ->
+    case erlang:dist_ctrl_get_data(DHandle) of
+        {Size, Packet} ->
+            take(DHandle, Count - 1, Bytes - Size, [Packet | Packets]);
+        none ->
+            {none, Packets}
+    end;
+take(_DHandle, _Count, _Bytes, Packets) ->
+    {more, Packets}.
+
+%% The input handler gets the same `closed' message, after the last packets
+%% that had arrived. It hands them to the VM, exits, and takes us along.
+%% @private
+-spec ending_loop(#state{}) -> no_return().
+ending_loop(State) ->
+    receive
+        {timeout, _, {exit, Reason}} ->
+            exit(quic_dist_log:exit_reason(Reason));
+        {?MODULE, From, Request} ->
+            ?MODULE:ending_loop(common_call(Request, From, State));
+        _ ->
+            ?MODULE:ending_loop(State)
+    end.

@@ -1,0 +1,53 @@
+%% @doc The input handler of one connection: hands distribution packets from
+%% the engine to the VM, in order, and gives the receive budget back.
+-module(quic_dist_input).
+
+-export([start_link/2]).
+-export([init/2, loop/2]).
+
+%% How long to wait for the process that knows the true reason to end us.
+-define(DEATH_ROW_MS, 5000).
+
+%% @doc Starts the input handler, linked to the controller that calls. It reads
+%% nothing until `quic_dist_nif:set_input/2'.
+-spec start_link(quic_dist_nif:connection(), erlang:dist_handle()) -> pid().
+start_link(Conn, DHandle) ->
+    spawn_opt(?MODULE, init, [Conn, DHandle],
+              [link, {message_queue_data, off_heap}, {fullsweep_after, 0}]).
+
+%% @private
+-spec init(quic_dist_nif:connection(), erlang:dist_handle()) -> no_return().
+init(Conn, DHandle) ->
+    loop(Conn, DHandle).
+
+%% @private
+-spec loop(quic_dist_nif:connection(), erlang:dist_handle()) -> no_return().
+loop(Conn, DHandle) ->
+    receive
+        {quic_dist_packets, Conn, Packets, Bytes} ->
+            put_packets(DHandle, Packets),
+            ok = quic_dist_nif:consumed(Conn, Bytes);
+        {quic_dist, Conn, {closed, Reason}} ->
+            %% The last message: all that had arrived has been delivered.
+            %% The link takes the controller along, with this reason.
+            exit(quic_dist_log:exit_reason(Reason));
+        _Unexpected ->
+            ok
+    end,
+    ?MODULE:loop(Conn, DHandle).
+
+put_packets(DHandle, [Packet | Packets]) ->
+    %% Bad data makes the VM end this connection; then, and when the
+    %% connection has just ended otherwise, the handle is no longer valid.
+    try
+        erlang:dist_ctrl_put_data(DHandle, Packet)
+    catch
+        error:_ -> death_row()
+    end,
+    put_packets(DHandle, Packets);
+put_packets(_DHandle, []) ->
+    ok.
+
+-spec death_row() -> no_return().
+death_row() ->
+    receive after ?DEATH_ROW_MS -> exit(connection_closed) end.

@@ -1,0 +1,181 @@
+//! The engine's events as messages to Erlang processes. It runs on the event thread.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use quic_dist_engine::{CloseReason, Event, Events, Handle};
+use rustler::env::OwnedEnv;
+use rustler::{Encoder, Env, LocalPid, ResourceArc, Term};
+
+use crate::exit;
+use crate::resources::{ConnectionResource, EndpointResource};
+use crate::terms::{self, atoms};
+
+/// Refusals that are told per second; above it only their number is, so that nobody fills the log
+/// from outside.
+const REFUSALS_PER_SECOND: u32 = 10;
+
+/// What the events know a connection by: a reference, kept while the connection lives.
+pub struct Peer(Option<ResourceArc<ConnectionResource>>);
+
+impl From<ResourceArc<ConnectionResource>> for Peer {
+    fn from(connection: ResourceArc<ConnectionResource>) -> Self {
+        Peer(Some(connection))
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        // While the VM exits nothing of it is touched any more, not even a reference count.
+        if exit::exiting() {
+            std::mem::forget(self.0.take());
+        }
+    }
+}
+
+/// See the module's documentation.
+pub struct NifEvents {
+    endpoint: ResourceArc<EndpointResource>,
+    owner: LocalPid,
+    env: OwnedEnv,
+    second: Instant,
+    told: u32,
+    untold: u32,
+}
+
+impl NifEvents {
+    pub fn new(endpoint: ResourceArc<EndpointResource>, owner: LocalPid) -> Self {
+        NifEvents {
+            endpoint,
+            owner,
+            env: OwnedEnv::new(),
+            second: Instant::now(),
+            told: 0,
+            untold: 0,
+        }
+    }
+
+    fn send<'a>(&mut self, to: LocalPid, message: impl FnOnce(Env<'a>) -> Term<'a>) {
+        // An error means that the process is dead: then its monitor ends what it owned.
+        let _ = self.env.send_and_clear(&to, message);
+    }
+
+    /// Whether another refusal is told within this second.
+    fn may_tell(&mut self) -> bool {
+        if self.second.elapsed() >= Duration::from_secs(1) {
+            if self.untold > 0 {
+                log::warn!("{} more incoming connections were refused", self.untold);
+            }
+            self.second = Instant::now();
+            self.told = 0;
+            self.untold = 0;
+        }
+        if self.told < REFUSALS_PER_SECOND {
+            self.told += 1;
+            true
+        } else {
+            self.untold += 1;
+            false
+        }
+    }
+}
+
+impl Events for NifEvents {
+    type Peer = Peer;
+
+    fn incoming(&mut self, handle: &Handle, from: SocketAddr) -> Peer {
+        let connection = ConnectionResource::new(handle.clone(), None);
+        if !exit::exiting() {
+            let endpoint = self.endpoint.clone();
+            let reference = connection.clone();
+            self.send(self.owner, move |env| {
+                (
+                    atoms::quic_dist_incoming(),
+                    endpoint,
+                    reference,
+                    terms::address(env, from),
+                )
+                    .encode(env)
+            });
+        }
+        connection.into()
+    }
+
+    fn refused(&mut self, from: SocketAddr, reason: &CloseReason) {
+        if exit::exiting() || !self.may_tell() {
+            return;
+        }
+        let endpoint = self.endpoint.clone();
+        self.send(self.owner, move |env| {
+            (
+                atoms::quic_dist_refused(),
+                endpoint,
+                terms::address(env, from),
+                terms::close_reason(env, reason),
+            )
+                .encode(env)
+        });
+    }
+
+    fn event(&mut self, peer: &mut Peer, event: Event) {
+        let Some(connection) = &peer.0 else { return };
+        if exit::exiting() {
+            return;
+        }
+        let connection = connection.clone();
+        match event {
+            Event::Connected => self.tell(connection, |env| atoms::connected().encode(env)),
+            Event::Writable => self.tell(connection, |env| atoms::writable().encode(env)),
+            Event::Control(frames) => self.tell(connection, |env| {
+                (atoms::control(), terms::binaries(env, &frames)).encode(env)
+            }),
+            Event::Data(packets) => {
+                if let Some(input) = connection.input() {
+                    self.send(input, move |env| {
+                        let binaries = terms::binaries(env, &packets);
+                        (
+                            atoms::quic_dist_packets(),
+                            connection,
+                            binaries,
+                            packets.bytes.len(),
+                        )
+                            .encode(env)
+                    });
+                }
+            }
+            Event::Closed(reason) => {
+                if let Some(input) = connection.input() {
+                    let connection = connection.clone();
+                    self.send(input, |env| closed(env, connection, &reason));
+                }
+                if let Some(owner) = connection.owner() {
+                    self.send(owner, |env| closed(env, connection, &reason));
+                }
+            }
+        }
+    }
+}
+
+impl NifEvents {
+    /// A message to the connection's owner.
+    fn tell<'a>(
+        &mut self,
+        connection: ResourceArc<ConnectionResource>,
+        what: impl FnOnce(Env<'a>) -> Term<'a>,
+    ) {
+        if let Some(owner) = connection.owner() {
+            self.send(owner, move |env| {
+                (atoms::quic_dist(), connection, what(env)).encode(env)
+            });
+        }
+    }
+}
+
+fn closed<'a>(
+    env: Env<'a>,
+    connection: ResourceArc<ConnectionResource>,
+    reason: &CloseReason,
+) -> Term<'a> {
+    let what = (atoms::closed(), terms::close_reason(env, reason));
+    (atoms::quic_dist(), connection, what).encode(env)
+}

@@ -1,0 +1,236 @@
+//! The NIF of `quic_dist`: terms in, terms out. What a call means is decided by the engine
+//! (`quic_dist_engine`); the interface is described in `erl_src/quic_dist_nif.erl`.
+//!
+//! Every call returns within a millisecond, but those marked for dirty schedulers. No call waits
+//! for the event thread, but `info/1` and `endpoint_close/1`.
+
+mod events;
+mod exit;
+mod logger;
+mod options;
+mod resources;
+mod terms;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use quic_dist_engine::identity::{CookieAuthority, NodeIdentity};
+use quic_dist_engine::{Endpoint, OpenError, SendError, SendStatus};
+use rustler::{Binary, Encoder, Env, LocalPid, ResourceArc, Term};
+
+use events::NifEvents;
+use resources::{ConnectionResource, EndpointResource, IdentityResource, Watch};
+use terms::{Address, atoms, send_error};
+
+/// How long `info/1` waits for the event thread.
+const INFO_WAIT: Duration = Duration::from_secs(1);
+/// How long `endpoint_close/1` lets the connections end in order, and waits for the thread.
+const CLOSE_LINGER: Duration = Duration::from_millis(500);
+const CLOSE_WAIT: Duration = Duration::from_secs(2);
+
+fn load(_env: Env, _info: Term) -> bool {
+    logger::install();
+    exit::install();
+    true
+}
+
+#[rustler::nif(schedule = "DirtyCpu")]
+fn identity_new<'a>(env: Env<'a>, cookie: Binary, name: Binary) -> Term<'a> {
+    let minted = std::str::from_utf8(name.as_slice())
+        .map_err(|_| "the node name is not valid UTF-8".to_owned())
+        .and_then(|name| {
+            CookieAuthority::derive(cookie.as_slice())
+                .and_then(|authority| NodeIdentity::mint(&authority, name))
+                .map_err(|error| error.to_string())
+        });
+    match minted {
+        Ok(identity) => (
+            atoms::ok(),
+            ResourceArc::new(IdentityResource(Arc::new(identity))),
+        )
+            .encode(env),
+        Err(text) => env.error_tuple((atoms::identity(), terms::text(env, &text))),
+    }
+}
+
+#[rustler::nif(schedule = "DirtyIo")]
+fn endpoint_open<'a>(
+    env: Env<'a>,
+    owner: LocalPid,
+    identity: ResourceArc<IdentityResource>,
+    opts: Term<'a>,
+) -> Term<'a> {
+    let (address, limits) = match options::decode(opts) {
+        Ok(decoded) => decoded,
+        Err(name) => return env.error_tuple((atoms::bad_option(), name)),
+    };
+    logger::send_to(owner);
+    let resource = ResourceArc::new(EndpointResource::default());
+    let events = NifEvents::new(resource.clone(), owner);
+    let endpoint = match Endpoint::open(address, identity.0.clone(), limits, events) {
+        Ok(endpoint) => Arc::new(endpoint),
+        Err(OpenError::Io(error)) => return env.error_tuple(terms::posix(env, error.kind())),
+        Err(error) => {
+            return env.error_tuple((atoms::identity(), terms::text(env, &error.to_string())));
+        }
+    };
+    let port = endpoint.local().port();
+    exit::register(&endpoint);
+    resource.fill(endpoint);
+    if env.monitor(&resource, &owner).is_none() {
+        resource.close();
+        return env.error_tuple(atoms::closed());
+    }
+    (atoms::ok(), resource, port).encode(env)
+}
+
+#[rustler::nif(schedule = "DirtyIo")]
+fn endpoint_close(endpoint: ResourceArc<EndpointResource>) -> rustler::Atom {
+    if let Some(endpoint) = endpoint.get() {
+        endpoint.start_close(CLOSE_LINGER);
+        if !endpoint.wait_closed(CLOSE_WAIT) {
+            log::error!("the event thread has not ended within {CLOSE_WAIT:?}");
+        }
+    }
+    atoms::ok()
+}
+
+#[rustler::nif]
+fn endpoint_set_identity(
+    endpoint: ResourceArc<EndpointResource>,
+    identity: ResourceArc<IdentityResource>,
+) -> rustler::Atom {
+    if let Some(endpoint) = endpoint.get() {
+        endpoint.set_identity(identity.0.clone());
+    }
+    atoms::ok()
+}
+
+#[rustler::nif]
+fn endpoint_info<'a>(env: Env<'a>, endpoint: ResourceArc<EndpointResource>) -> Term<'a> {
+    match endpoint.get() {
+        Some(endpoint) => terms::endpoint_info(env, endpoint),
+        None => rustler::types::map::map_new(env),
+    }
+}
+
+#[rustler::nif]
+fn connect<'a>(
+    env: Env<'a>,
+    endpoint: ResourceArc<EndpointResource>,
+    to: Address,
+    owner: LocalPid,
+) -> Term<'a> {
+    let Some(open) = endpoint.get() else {
+        return env.error_tuple(atoms::closed());
+    };
+    let mut resource = None;
+    let dialled = open.connect(SocketAddr::from(to), |handle| {
+        let connection = ConnectionResource::new(handle.clone(), Some(owner));
+        resource = Some(connection.clone());
+        connection.into()
+    });
+    match (dialled, resource) {
+        (Ok(_), Some(connection)) => {
+            connection.watch(env, owner);
+            (atoms::ok(), connection).encode(env)
+        }
+        _ => env.error_tuple(atoms::closed()),
+    }
+}
+
+#[rustler::nif]
+fn set_owner<'a>(
+    env: Env<'a>,
+    connection: ResourceArc<ConnectionResource>,
+    owner: LocalPid,
+) -> Term<'a> {
+    connection.watch(env, owner);
+    reply(env, connection.handle.read_control())
+}
+
+#[rustler::nif]
+fn set_input<'a>(
+    env: Env<'a>,
+    connection: ResourceArc<ConnectionResource>,
+    input: LocalPid,
+) -> Term<'a> {
+    connection.set_input(input);
+    reply(env, connection.handle.read_data())
+}
+
+#[rustler::nif]
+fn control_send<'a>(
+    env: Env<'a>,
+    connection: ResourceArc<ConnectionResource>,
+    packet: Term<'a>,
+) -> rustler::NifResult<Term<'a>> {
+    let packet = Binary::from_iolist(packet)?;
+    Ok(reply(
+        env,
+        connection.handle.send_control(packet.as_slice()),
+    ))
+}
+
+#[rustler::nif]
+fn data_send<'a>(
+    env: Env<'a>,
+    connection: ResourceArc<ConnectionResource>,
+    packets: Term<'a>,
+) -> rustler::NifResult<Term<'a>> {
+    let framed = terms::frame(packets)?;
+    Ok(match connection.handle.send_data(framed) {
+        Ok(SendStatus::Ready) => atoms::ok().encode(env),
+        Ok(SendStatus::Busy) => atoms::busy().encode(env),
+        Err(error) => env.error_tuple(send_error(error)),
+    })
+}
+
+#[rustler::nif]
+fn consumed(connection: ResourceArc<ConnectionResource>, bytes: usize) -> rustler::Atom {
+    connection.handle.consumed(bytes);
+    atoms::ok()
+}
+
+#[rustler::nif]
+fn tick<'a>(env: Env<'a>, connection: ResourceArc<ConnectionResource>) -> Term<'a> {
+    reply(env, connection.handle.tick())
+}
+
+#[rustler::nif]
+fn stats<'a>(env: Env<'a>, connection: ResourceArc<ConnectionResource>) -> Term<'a> {
+    match connection.handle.stat() {
+        Ok(stat) => (atoms::ok(), stat.received, stat.sent, stat.pending).encode(env),
+        Err(error) => env.error_tuple(send_error(error)),
+    }
+}
+
+#[rustler::nif(schedule = "DirtyIo")]
+fn info<'a>(env: Env<'a>, connection: ResourceArc<ConnectionResource>) -> Term<'a> {
+    let info = connection
+        .handle
+        .info()
+        .and_then(|reply| reply.recv_timeout(INFO_WAIT).map_err(|_| SendError::Closed));
+    match info {
+        Ok(info) => (atoms::ok(), terms::connection_info(env, &info)).encode(env),
+        Err(error) => env.error_tuple(send_error(error)),
+    }
+}
+
+#[rustler::nif]
+fn close(connection: ResourceArc<ConnectionResource>, reason: Binary) -> rustler::Atom {
+    connection
+        .handle
+        .close(&String::from_utf8_lossy(reason.as_slice()));
+    atoms::ok()
+}
+
+fn reply<'a>(env: Env<'a>, result: Result<(), SendError>) -> Term<'a> {
+    match result {
+        Ok(()) => atoms::ok().encode(env),
+        Err(error) => env.error_tuple(send_error(error)),
+    }
+}
+
+rustler::init!("quic_dist_nif", load = load);

@@ -1,0 +1,262 @@
+//! One connection: quiche's state machine, and around it what makes it a carrier: the life of the
+//! connection from handshake to end, its streams (`streams`) and its packets out (`transmit`).
+//!
+//! It takes datagrams, commands and instants, and gives back events and datagrams. It has no
+//! socket, no thread and no clock (quiche reads the clock for its own timers; ours take `now`).
+
+mod end;
+mod streams;
+mod transmit;
+
+pub use transmit::{Train, Transmit};
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use quiche::{ConnectionId, RecvInfo};
+
+use crate::close::CloseReason;
+use crate::config::Limits;
+use crate::event::Event;
+use crate::handle::{ConnectionInfo, Shared};
+use crate::identity;
+use crate::layout::Role;
+use crate::table::random_id;
+use end::Suspicion;
+use streams::Streams;
+
+/// Where a connection stands in its life.
+#[derive(Debug)]
+enum State {
+    /// The TLS handshake goes on, until the deadline.
+    Handshaking(Instant),
+    /// Dialled by the peer, complete, and waiting for an owner until the deadline.
+    Unclaimed(Instant),
+    /// In use.
+    Open,
+    /// Our side is done: what is queued is still sent, until the deadline.
+    Lingering(Instant),
+    /// The reason was reported; quiche may still have packets to send.
+    Ended,
+}
+
+/// Something that happened to a connection, for its driver.
+#[derive(Debug)]
+pub enum Happening {
+    /// A dialled connection has completed its handshake ([`crate::Events::incoming`]).
+    Incoming,
+    /// A dialled connection failed before that ([`crate::Events::refused`]).
+    Refused(CloseReason),
+    /// For the connection's owner.
+    Event(Event),
+}
+
+/// See the module's documentation.
+pub struct Connection {
+    quic: quiche::Connection,
+    role: Role,
+    state: State,
+    streams: Streams,
+    shared: Arc<Shared>,
+    happenings: VecDeque<Happening>,
+    suspicion: Option<Suspicion>,
+    /// A packet that quiche made and that fits no GSO train with those before it.
+    held: Option<(Vec<u8>, quiche::SendInfo)>,
+    handshake_timeout: Duration,
+    linger: Duration,
+}
+
+impl Connection {
+    /// A connection around a new quiche connection, which must not have sent or received anything.
+    pub(crate) fn new(
+        quic: quiche::Connection,
+        role: Role,
+        limits: &Limits,
+        shared: Arc<Shared>,
+        now: Instant,
+    ) -> Self {
+        Connection {
+            quic,
+            role,
+            state: State::Handshaking(now + limits.handshake_timeout),
+            streams: Streams::new(role, limits),
+            shared,
+            happenings: VecDeque::new(),
+            suspicion: None,
+            held: None,
+            handshake_timeout: limits.handshake_timeout,
+            linger: limits.linger,
+        }
+    }
+
+    /// Takes a datagram from the network. Whatever it holds, what goes wrong is this connection's
+    /// end and nobody else's.
+    pub fn receive(&mut self, datagram: &mut [u8], from: SocketAddr, to: SocketAddr) {
+        // An error has ended the connection inside quiche; `work` finds it there, with its code.
+        let _ = self.quic.recv(datagram, RecvInfo { from, to });
+    }
+
+    /// Moves everything on that can move: to be called after datagrams, commands and deadlines,
+    /// and before [`Connection::transmit`].
+    pub(crate) fn work(&mut self, now: Instant) {
+        if self.quic.timeout_instant().is_some_and(|at| at <= now) {
+            self.quic.on_timeout();
+        }
+        self.count_packets();
+        self.check_established(now);
+        match self.state {
+            State::Open => self.read(),
+            State::Lingering(_) => self.discard(),
+            _ => {}
+        }
+        if matches!(self.state, State::Open | State::Lingering(_)) {
+            self.write();
+        }
+        self.check_suspicion(now);
+        self.check_deadline(now);
+        self.check_end();
+    }
+
+    fn count_packets(&mut self) {
+        let stats = self.quic.stats();
+        self.shared
+            .packets_received
+            .store(stats.recv as u64, Ordering::Relaxed);
+        self.shared
+            .packets_sent
+            .store(stats.sent as u64, Ordering::Relaxed);
+    }
+
+    fn check_established(&mut self, now: Instant) {
+        if !matches!(self.state, State::Handshaking(_)) || !self.quic.is_established() {
+            return;
+        }
+        match self.role {
+            Role::Client => {
+                self.state = State::Open;
+                self.happen(Event::Connected);
+            }
+            Role::Server => {
+                self.state = State::Unclaimed(now + self.handshake_timeout);
+                self.happenings.push_back(Happening::Incoming);
+            }
+        }
+    }
+
+    /// Somebody owns the connection: the control stream is read from now on.
+    pub(crate) fn read_control(&mut self) {
+        self.streams.reads_control = true;
+        if matches!(self.state, State::Unclaimed(_)) {
+            self.state = State::Open;
+        }
+    }
+
+    /// Somebody takes data: the data streams are read from now on.
+    pub(crate) fn read_data(&mut self) {
+        self.streams.reads_data = true;
+    }
+
+    /// When [`Connection::work`] wants to be called again.
+    pub fn deadline(&self) -> Option<Instant> {
+        let own = match self.state {
+            State::Handshaking(at) | State::Unclaimed(at) | State::Lingering(at) => Some(at),
+            State::Open | State::Ended => None,
+        };
+        [
+            own,
+            self.suspicion.as_ref().map(Suspicion::deadline),
+            self.quic.timeout_instant(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    /// Takes what has happened, oldest first.
+    pub fn happening(&mut self) -> Option<Happening> {
+        self.happenings.pop_front()
+    }
+
+    fn happen(&mut self, event: Event) {
+        self.happenings.push_back(Happening::Event(event));
+    }
+
+    /// Whether the connection still counts as half open: its peer has not proved who it is.
+    pub fn is_half_open(&self) -> bool {
+        matches!(self.state, State::Handshaking(_))
+    }
+
+    /// Whether the connection can be forgotten.
+    pub fn is_over(&self) -> bool {
+        matches!(self.state, State::Ended) && self.quic.is_closed() && self.held.is_none()
+    }
+
+    /// Makes new connection ids for the peer to use, as many as it takes, each paired with nothing
+    /// that an observer could link (RFC 9000, section 5.1.1).
+    pub fn new_ids(&mut self) -> Vec<ConnectionId<'static>> {
+        let mut ids = Vec::new();
+        if !matches!(self.state, State::Open) {
+            return ids;
+        }
+        while self.quic.scids_left() > 0 {
+            let mut token = [0; 16];
+            let (Ok(id), Ok(())) = (random_id(), boring::rand::rand_bytes(&mut token)) else {
+                break;
+            };
+            if self
+                .quic
+                .new_scid(&id, u128::from_be_bytes(token), false)
+                .is_err()
+            {
+                break;
+            }
+            ids.push(id);
+        }
+        ids
+    }
+
+    /// Takes an id that the peer will not use any more.
+    pub fn retired_id(&mut self) -> Option<ConnectionId<'static>> {
+        self.quic.retired_scid_next()
+    }
+
+    /// The name in the peer's certificate.
+    pub fn peer_name(&self) -> Option<String> {
+        identity::peer_name(self.quic.peer_cert()?)
+    }
+
+    /// The figures that an operator may ask for.
+    pub(crate) fn info(&mut self) -> Option<ConnectionInfo> {
+        let path = self.quic.path_stats().max_by_key(|path| path.active)?;
+        let stats = self.quic.stats();
+        let peer_name = self.peer_name();
+        let mtu = self.quic.max_send_udp_payload_size();
+        let ssl: &mut boring::ssl::SslRef = self.quic.as_mut();
+        Some(ConnectionInfo {
+            peer: path.peer_addr,
+            local: path.local_addr,
+            role: self.role,
+            tls_version: ssl.version_str().to_owned(),
+            cipher: ssl
+                .current_cipher()
+                .map_or_else(String::new, |cipher| cipher.name().to_owned()),
+            peer_name,
+            mtu,
+            srtt: path.rtt,
+            rttvar: path.rttvar,
+            min_rtt: path.min_rtt,
+            cwnd: path.cwnd,
+            packets_sent: stats.sent as u64,
+            packets_received: stats.recv as u64,
+            packets_lost: stats.lost as u64,
+            bytes_sent: stats.sent_bytes,
+            bytes_received: stats.recv_bytes,
+            send_queue: self.shared.send.level(),
+            unconsumed: self.shared.receive.level(),
+            paths: stats.paths_count,
+        })
+    }
+}

@@ -1,0 +1,273 @@
+//! An endpoint from outside: it opens the socket, starts the event thread, passes commands to it
+//! and ends it.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use parking_lot::Mutex;
+
+use crate::config::Limits;
+use crate::driver::Driver;
+use crate::event::Events;
+use crate::handle::{Command, Commands, ConnectionCommand, Handle, Id, SendError, Shared};
+use crate::identity::{IdentityError, NodeIdentity};
+use crate::layout::Role;
+use crate::socket::Socket;
+
+/// Why an endpoint could not be opened, or take a new identity.
+#[derive(Debug)]
+pub enum OpenError {
+    /// The socket or the thread.
+    Io(io::Error),
+    /// The identity.
+    Identity(IdentityError),
+    /// QUIC refused its configuration.
+    Quic(quiche::Error),
+}
+
+impl fmt::Display for OpenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            OpenError::Io(error) => write!(f, "{error}"),
+            OpenError::Identity(error) => write!(f, "{error}"),
+            OpenError::Quic(error) => write!(f, "{error}"),
+        }
+    }
+}
+
+impl std::error::Error for OpenError {}
+
+impl From<io::Error> for OpenError {
+    fn from(error: io::Error) -> Self {
+        OpenError::Io(error)
+    }
+}
+
+impl From<IdentityError> for OpenError {
+    fn from(error: IdentityError) -> Self {
+        OpenError::Identity(error)
+    }
+}
+
+impl From<quiche::Error> for OpenError {
+    fn from(error: quiche::Error) -> Self {
+        OpenError::Quic(error)
+    }
+}
+
+/// Figures of an endpoint, written by its event thread only.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Connections, half-open and ending ones included.
+    pub connections: AtomicU64,
+    /// Incoming connections whose handshake is not complete.
+    pub half_open: AtomicU64,
+    /// Times that the event thread woke up.
+    pub wake_ups: AtomicU64,
+    /// Receiving system calls.
+    pub receive_calls: AtomicU64,
+    /// Sending system calls.
+    pub send_calls: AtomicU64,
+    /// Datagrams received.
+    pub datagrams_received: AtomicU64,
+    /// Datagrams that were for nobody: malformed, too small, for an unknown connection.
+    pub dropped_strays: AtomicU64,
+    /// Initials that came while a limit on connections was reached.
+    pub dropped_limit: AtomicU64,
+    /// Trains that the system did not take, for another reason than a full buffer.
+    pub send_errors: AtomicU64,
+}
+
+/// What is asked of the endpoint itself.
+pub(crate) enum EndpointCommand<E: Events> {
+    Connect {
+        handle: Handle,
+        id: Id,
+        shared: Arc<Shared>,
+        to: SocketAddr,
+        peer: E::Peer,
+    },
+    SetIdentity(Arc<NodeIdentity>),
+    /// End every connection, for at most this long, and then the thread.
+    Close(Duration),
+}
+
+/// The sending half of the command channel. Many commands in a row cost one wake-up.
+pub(crate) struct CommandSender<E: Events> {
+    commands: Sender<Command<EndpointCommand<E>>>,
+    waker: mio::Waker,
+    notified: AtomicBool,
+}
+
+impl<E: Events> CommandSender<E> {
+    pub fn new(waker: mio::Waker) -> (Arc<Self>, Receiver<Command<EndpointCommand<E>>>) {
+        // Unbounded, because a scheduler thread must never wait here; what is in it is bounded by
+        // what sends: data by the send gates, everything else by being one of a kind per caller.
+        let (commands, receiver) = unbounded();
+        let sender = CommandSender {
+            commands,
+            waker,
+            notified: AtomicBool::new(false),
+        };
+        (Arc::new(sender), receiver)
+    }
+
+    fn send(&self, command: Command<EndpointCommand<E>>) {
+        if self.commands.send(command).is_err() {
+            // The thread is gone, and has told every connection.
+            return;
+        }
+        // The event thread lowers the flag before it drains the channel, so a command is either
+        // seen by that draining or raises the flag again.
+        if !self.notified.swap(true, Ordering::SeqCst)
+            && let Err(error) = self.waker.wake()
+        {
+            log::error!("the event thread cannot be woken: {error}");
+        }
+    }
+
+    /// The event thread is about to drain the channel.
+    pub fn draining(&self) {
+        self.notified.store(false, Ordering::SeqCst);
+    }
+}
+
+impl<E: Events> Commands for CommandSender<E> {
+    fn connection(&self, id: Id, command: ConnectionCommand) {
+        self.send(Command::Connection(id, command));
+    }
+}
+
+/// A UDP socket, its event thread and its connections.
+pub struct Endpoint<E: Events> {
+    commands: Arc<CommandSender<E>>,
+    ids: Arc<AtomicU64>,
+    counters: Arc<Counters>,
+    limits: Limits,
+    local: SocketAddr,
+    done: Receiver<()>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl<E: Events> Endpoint<E> {
+    /// Binds `address` (port 0: any) and starts the event thread.
+    pub fn open(
+        address: SocketAddr,
+        identity: Arc<NodeIdentity>,
+        limits: Limits,
+        events: E,
+    ) -> Result<Self, OpenError> {
+        let socket = Socket::open(address)?;
+        let local = socket.local();
+        let ids = Arc::new(AtomicU64::new(0));
+        let counters = Arc::new(Counters::default());
+        let (driver, commands) = Driver::new(
+            socket,
+            &identity,
+            limits.clone(),
+            ids.clone(),
+            counters.clone(),
+            events,
+        )?;
+        // Nothing is ever sent: the thread's end drops the sender, and that is the news.
+        let (alive, done) = crossbeam_channel::bounded::<()>(0);
+        let thread = std::thread::Builder::new()
+            .name("quic_dist".into())
+            .spawn(move || {
+                driver.run();
+                drop(alive);
+            })?;
+        Ok(Endpoint {
+            commands,
+            ids,
+            counters,
+            limits,
+            local,
+            done,
+            thread: Mutex::new(Some(thread)),
+        })
+    }
+
+    /// The address that the socket is bound to.
+    pub fn local(&self) -> SocketAddr {
+        self.local
+    }
+
+    /// The endpoint's figures.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Dials. `peer` makes what the receiver of events knows the connection by.
+    pub fn connect(
+        &self,
+        to: SocketAddr,
+        peer: impl FnOnce(&Handle) -> E::Peer,
+    ) -> Result<Handle, SendError> {
+        if self.is_closed() {
+            return Err(SendError::Closed);
+        }
+        let id = Id(self.ids.fetch_add(1, Ordering::Relaxed));
+        let shared = Shared::new(&self.limits);
+        let handle = Handle::new(id, Role::Client, shared.clone(), self.commands.clone());
+        let peer = peer(&handle);
+        self.endpoint(EndpointCommand::Connect {
+            handle: handle.clone(),
+            id,
+            shared,
+            to,
+            peer,
+        });
+        Ok(handle)
+    }
+
+    /// New connections, both ways, use this identity from now on.
+    pub fn set_identity(&self, identity: Arc<NodeIdentity>) {
+        self.endpoint(EndpointCommand::SetIdentity(identity));
+    }
+
+    /// Ends every connection in order, within `linger`, and does not wait for it.
+    pub fn start_close(&self, linger: Duration) {
+        self.endpoint(EndpointCommand::Close(linger));
+    }
+
+    /// Waits for the event thread to end, after [`Endpoint::start_close`]. False if it takes longer
+    /// than `limit`.
+    pub fn wait_closed(&self, limit: Duration) -> bool {
+        let ended = matches!(
+            self.done.recv_timeout(limit),
+            Err(crossbeam_channel::RecvTimeoutError::Disconnected)
+        );
+        if ended && let Some(thread) = self.thread.lock().take() {
+            // An error means that the thread panicked, which it has logged itself.
+            let _ = thread.join();
+        }
+        ended
+    }
+
+    /// Whether the event thread has ended.
+    pub fn is_closed(&self) -> bool {
+        matches!(
+            self.done.try_recv(),
+            Err(crossbeam_channel::TryRecvError::Disconnected)
+        )
+    }
+
+    fn endpoint(&self, command: EndpointCommand<E>) {
+        self.commands.send(Command::Endpoint(command));
+    }
+}
+
+impl<E: Events> Drop for Endpoint<E> {
+    /// The thread ends by itself soon after; it is not waited for, because destructors of a NIF run
+    /// on scheduler threads.
+    fn drop(&mut self) {
+        self.start_close(Duration::ZERO);
+    }
+}

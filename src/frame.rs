@@ -1,0 +1,224 @@
+//! Framing: a length in front of each packet, 2 bytes on the control stream and 4 on data streams,
+//! big endian. Bytes in, whole packets out; no stream, no socket.
+
+use std::ops::Range;
+
+/// How long the length prefix is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Prefix {
+    /// 2 bytes: the control stream, as `{packet, 2}` of the distribution handshake.
+    Control,
+    /// 4 bytes: data streams, as `{packet, 4}` of a distribution connection.
+    Data,
+}
+
+impl Prefix {
+    /// The prefix's own size in bytes.
+    pub fn size(self) -> usize {
+        match self {
+            Prefix::Control => 2,
+            Prefix::Data => 4,
+        }
+    }
+
+    /// Puts the prefix of a packet of `len` bytes at the end of `out`; false when it does not fit.
+    #[must_use]
+    pub fn put(self, len: usize, out: &mut Vec<u8>) -> bool {
+        match self {
+            Prefix::Control => match u16::try_from(len) {
+                Ok(len) => out.extend_from_slice(&len.to_be_bytes()),
+                Err(_) => return false,
+            },
+            Prefix::Data => match u32::try_from(len) {
+                Ok(len) => out.extend_from_slice(&len.to_be_bytes()),
+                Err(_) => return false,
+            },
+        }
+        true
+    }
+
+    fn get(self, bytes: &[u8]) -> Option<usize> {
+        match self {
+            Prefix::Control => {
+                let prefix: [u8; 2] = bytes.get(..2)?.try_into().ok()?;
+                Some(u16::from_be_bytes(prefix).into())
+            }
+            Prefix::Data => {
+                let prefix: [u8; 4] = bytes.get(..4)?.try_into().ok()?;
+                usize::try_from(u32::from_be_bytes(prefix)).ok()
+            }
+        }
+    }
+}
+
+/// A length prefix was over the limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooLong {
+    /// What the prefix said.
+    pub length: usize,
+    /// The limit.
+    pub limit: usize,
+}
+
+/// Whole packets of one stream: the bytes as they came, and where each packet lies in them.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Frames {
+    /// Bytes of the stream, prefixes included.
+    pub bytes: Vec<u8>,
+    /// The packets, prefixes excluded, in the order of the stream.
+    pub ranges: Vec<Range<usize>>,
+}
+
+impl Frames {
+    /// The packets.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = &[u8]> {
+        self.ranges.iter().map(|range| &self.bytes[range.clone()])
+    }
+}
+
+/// Cuts one stream into packets.
+///
+/// Memory: at most one incomplete packet (`limit` plus its prefix) and what one read adds.
+#[derive(Debug)]
+pub struct FrameReader {
+    prefix: Prefix,
+    limit: usize,
+    tail: Vec<u8>,
+}
+
+impl FrameReader {
+    /// A reader of packets of at most `limit` bytes.
+    pub fn new(prefix: Prefix, limit: usize) -> Self {
+        FrameReader {
+            prefix,
+            limit,
+            tail: Vec::new(),
+        }
+    }
+
+    /// The bytes of the stream that are not yet part of a whole packet; the stream's next bytes are
+    /// to be put at their end, and the whole given to [`FrameReader::cut`].
+    pub fn take_tail(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.tail)
+    }
+
+    /// Gives back what [`FrameReader::take_tail`] gave, when nothing came after it.
+    pub fn restore(&mut self, tail: Vec<u8>) {
+        self.tail = tail;
+    }
+
+    /// Whether the stream stands between two packets.
+    pub fn at_boundary(&self) -> bool {
+        self.tail.is_empty()
+    }
+
+    /// The whole packets in `bytes`, which is what [`FrameReader::take_tail`] gave and what came
+    /// after it. The rest is kept.
+    pub fn cut(&mut self, mut bytes: Vec<u8>) -> Result<Frames, TooLong> {
+        let size = self.prefix.size();
+        let mut ranges = Vec::new();
+        let mut at = 0;
+        while let Some(length) = self.prefix.get(&bytes[at..]) {
+            if length > self.limit {
+                return Err(TooLong {
+                    length,
+                    limit: self.limit,
+                });
+            }
+            let start = at + size;
+            let end = start + length;
+            if end > bytes.len() {
+                break;
+            }
+            ranges.push(start..end);
+            at = end;
+        }
+        if at == 0 {
+            // Nothing is complete: keep the buffer itself, so that a large packet is not copied
+            // once per read.
+            self.tail = bytes;
+            return Ok(Frames::default());
+        }
+        self.tail.extend_from_slice(&bytes[at..]);
+        bytes.truncate(at);
+        Ok(Frames { bytes, ranges })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn feed(reader: &mut FrameReader, chunk: &[u8]) -> Result<Vec<Vec<u8>>, TooLong> {
+        let mut bytes = reader.take_tail();
+        bytes.extend_from_slice(chunk);
+        Ok(reader.cut(bytes)?.iter().map(<[u8]>::to_vec).collect())
+    }
+
+    fn prefixes() -> impl Strategy<Value = Prefix> {
+        prop_oneof![Just(Prefix::Control), Just(Prefix::Data)]
+    }
+
+    proptest! {
+        /// However the stream is cut into reads, the packets that come out are those that went in.
+        #[test]
+        fn any_fragmentation_gives_the_same_packets(
+            prefix in prefixes(),
+            packets in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..300), 0..20),
+            cuts in prop::collection::vec(1usize..500, 1..50),
+        ) {
+            let mut stream = Vec::new();
+            for packet in &packets {
+                prop_assert!(prefix.put(packet.len(), &mut stream));
+                stream.extend_from_slice(packet);
+            }
+            let mut reader = FrameReader::new(prefix, 300);
+            let mut got = Vec::new();
+            let mut rest = &stream[..];
+            let mut cuts = cuts.iter().cycle();
+            while !rest.is_empty() {
+                let n = (*cuts.next().unwrap()).min(rest.len());
+                got.extend(feed(&mut reader, &rest[..n]).unwrap());
+                rest = &rest[n..];
+            }
+            prop_assert_eq!(got, packets);
+            prop_assert!(reader.at_boundary());
+        }
+
+        /// No bytes whatever make it panic or keep more than its limit.
+        #[test]
+        fn garbage_is_bounded(
+            prefix in prefixes(),
+            chunks in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..200), 0..20),
+        ) {
+            let mut reader = FrameReader::new(prefix, 100);
+            for chunk in &chunks {
+                if feed(&mut reader, chunk).is_err() {
+                    break;
+                }
+                prop_assert!(reader.tail.len() <= prefix.size() + 100);
+            }
+        }
+    }
+
+    #[test]
+    fn a_length_over_the_limit_is_refused_before_its_bytes_come() {
+        let mut reader = FrameReader::new(Prefix::Data, 1000);
+        assert_eq!(
+            feed(&mut reader, &1001u32.to_be_bytes()),
+            Err(TooLong {
+                length: 1001,
+                limit: 1000
+            })
+        );
+    }
+
+    #[test]
+    fn a_packet_that_does_not_fit_the_prefix_is_refused() {
+        let mut out = Vec::new();
+        assert!(!Prefix::Control.put(65_536, &mut out));
+        assert!(out.is_empty());
+        assert!(Prefix::Control.put(65_535, &mut out));
+    }
+}

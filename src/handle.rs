@@ -1,0 +1,281 @@
+//! What the other threads hold of a connection: its gates and counters, and a way to send commands
+//! to the event thread.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+
+use crate::config::Limits;
+use crate::frame::Prefix;
+use crate::gate::Gate;
+use crate::layout::Role;
+
+/// What is shared between a connection on the event thread and its handles.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    /// Bytes queued for sending.
+    pub send: Gate,
+    /// Bytes delivered and not consumed.
+    pub receive: Gate,
+    /// Authenticated QUIC packets received.
+    pub packets_received: AtomicU64,
+    /// QUIC packets sent.
+    pub packets_sent: AtomicU64,
+    /// The connection has ended; commands to it do nothing.
+    pub closed: AtomicBool,
+}
+
+impl Shared {
+    pub fn new(limits: &Limits) -> Arc<Self> {
+        Arc::new(Shared {
+            send: Gate::new(limits.send_queue_high, limits.send_queue_low),
+            receive: Gate::new(limits.receive_budget, limits.receive_budget / 2),
+            packets_received: AtomicU64::new(0),
+            packets_sent: AtomicU64::new(0),
+            closed: AtomicBool::new(false),
+        })
+    }
+}
+
+/// What can be asked of one connection.
+#[derive(Debug)]
+pub(crate) enum ConnectionCommand {
+    ReadControl,
+    ReadData,
+    Resume,
+    Control(Vec<u8>),
+    Data(Vec<u8>),
+    Tick,
+    Info(Sender<ConnectionInfo>),
+    Close(Closing),
+}
+
+/// Who ends a connection, and how.
+#[derive(Debug)]
+pub(crate) enum Closing {
+    /// The owner asks for it; the text is for the log line.
+    Asked(String),
+    /// The owner died.
+    OwnerDown,
+}
+
+/// What travels over an endpoint's command channel. Connections are named by their slot and a
+/// number that is never used twice, so that a late command cannot hit the slot's next tenant.
+#[derive(Debug)]
+pub(crate) enum Command<X> {
+    Connection(Id, ConnectionCommand),
+    Endpoint(X),
+}
+
+/// The name of a connection within its endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Id(pub u64);
+
+/// The sending half of an endpoint's commands, without the type of its own commands.
+pub(crate) trait Commands: Send + Sync {
+    fn connection(&self, id: Id, command: ConnectionCommand);
+}
+
+/// A connection, as the other threads see it. Cheap to clone. Dropping every handle does not close
+/// the connection.
+#[derive(Clone)]
+pub struct Handle {
+    id: Id,
+    role: Role,
+    shared: Arc<Shared>,
+    commands: Arc<dyn Commands>,
+}
+
+/// The connection took what it was given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SendStatus {
+    /// There is room for more.
+    Ready,
+    /// The queue is over its high mark: give nothing more until [`crate::Event::Writable`].
+    Busy,
+}
+
+/// The connection did not take what it was given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SendError {
+    /// The connection has ended.
+    Closed,
+    /// A packet is too long for its length prefix or the limit.
+    TooLong,
+}
+
+/// What liveness is judged by (`dist_util`'s `mf_getstat`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stat {
+    /// Authenticated QUIC packets received.
+    pub received: u64,
+    /// QUIC packets sent.
+    pub sent: u64,
+    /// Bytes queued for sending.
+    pub pending: usize,
+}
+
+/// What an operator asks of a connection.
+#[derive(Clone, Debug)]
+pub struct ConnectionInfo {
+    /// The peer's address on the active path.
+    pub peer: SocketAddr,
+    /// Our address on the active path.
+    pub local: SocketAddr,
+    /// Whether we dialled.
+    pub role: Role,
+    /// The TLS version, as BoringSSL names it.
+    pub tls_version: String,
+    /// The TLS cipher, as BoringSSL names it.
+    pub cipher: String,
+    /// The name in the peer's certificate, if it has one.
+    pub peer_name: Option<String>,
+    /// The size of the largest packets sent now, in bytes.
+    pub mtu: usize,
+    /// Smoothed round-trip time.
+    pub srtt: Duration,
+    /// Its variation.
+    pub rttvar: Duration,
+    /// The smallest round-trip time seen.
+    pub min_rtt: Option<Duration>,
+    /// The congestion window, in bytes.
+    pub cwnd: usize,
+    /// QUIC packets sent.
+    pub packets_sent: u64,
+    /// QUIC packets received.
+    pub packets_received: u64,
+    /// QUIC packets taken for lost.
+    pub packets_lost: u64,
+    /// Bytes of QUIC packets sent.
+    pub bytes_sent: u64,
+    /// Bytes of QUIC packets received.
+    pub bytes_received: u64,
+    /// Bytes queued for sending.
+    pub send_queue: usize,
+    /// Bytes delivered and not consumed.
+    pub unconsumed: usize,
+    /// Known paths.
+    pub paths: usize,
+}
+
+impl Handle {
+    pub(crate) fn new(
+        id: Id,
+        role: Role,
+        shared: Arc<Shared>,
+        commands: Arc<dyn Commands>,
+    ) -> Self {
+        Handle {
+            id,
+            role,
+            shared,
+            commands,
+        }
+    }
+
+    /// Whether we dialled.
+    pub fn role(&self) -> Role {
+        self.role
+    }
+
+    /// Whether the connection has ended.
+    pub fn is_closed(&self) -> bool {
+        self.shared.closed.load(Ordering::Acquire)
+    }
+
+    /// The connection has ended.
+    pub(crate) fn end(&self) {
+        self.shared.closed.store(true, Ordering::Release);
+    }
+
+    fn command(&self, command: ConnectionCommand) -> Result<(), SendError> {
+        if self.is_closed() {
+            return Err(SendError::Closed);
+        }
+        self.commands.connection(self.id, command);
+        Ok(())
+    }
+
+    /// Starts the reading of the control stream: until now nobody was there to receive it.
+    pub fn read_control(&self) -> Result<(), SendError> {
+        self.command(ConnectionCommand::ReadControl)
+    }
+
+    /// Starts the reading of the data streams.
+    pub fn read_data(&self) -> Result<(), SendError> {
+        self.command(ConnectionCommand::ReadData)
+    }
+
+    /// Sends one packet on the control stream.
+    pub fn send_control(&self, packet: &[u8]) -> Result<(), SendError> {
+        let mut framed = Vec::with_capacity(Prefix::Control.size() + packet.len());
+        if !Prefix::Control.put(packet.len(), &mut framed) {
+            return Err(SendError::TooLong);
+        }
+        framed.extend_from_slice(packet);
+        self.command(ConnectionCommand::Control(framed))
+    }
+
+    /// Sends packets on the data stream. `framed` is whole packets, each behind its
+    /// [`Prefix::Data`]: the caller frames them while it copies them out of the BEAM, so that they
+    /// are copied once.
+    pub fn send_data(&self, framed: Vec<u8>) -> Result<SendStatus, SendError> {
+        self.shared.send.add(framed.len());
+        self.command(ConnectionCommand::Data(framed))?;
+        Ok(if self.shared.send.must_wait() {
+            SendStatus::Busy
+        } else {
+            SendStatus::Ready
+        })
+    }
+
+    /// Sends an empty packet on the control stream, and a PING (RFC 9000, section 19.2), which
+    /// no flow control holds back.
+    pub fn tick(&self) -> Result<(), SendError> {
+        self.command(ConnectionCommand::Tick)
+    }
+
+    /// Gives received bytes back to the receive budget.
+    pub fn consumed(&self, bytes: usize) {
+        if self.shared.receive.sub(bytes) {
+            // A closed connection reads nothing more; nobody has to know.
+            let _ = self.command(ConnectionCommand::Resume);
+        }
+    }
+
+    /// Liveness counters; a few atomic reads.
+    pub fn stat(&self) -> Result<Stat, SendError> {
+        if self.is_closed() {
+            return Err(SendError::Closed);
+        }
+        Ok(Stat {
+            received: self.shared.packets_received.load(Ordering::Relaxed),
+            sent: self.shared.packets_sent.load(Ordering::Relaxed),
+            pending: self.shared.send.level(),
+        })
+    }
+
+    /// Asks the event thread for the connection's figures. The receiver disconnects when the
+    /// connection has ended.
+    pub fn info(&self) -> Result<Receiver<ConnectionInfo>, SendError> {
+        let (tx, rx) = bounded(1);
+        self.command(ConnectionCommand::Info(tx))?;
+        Ok(rx)
+    }
+
+    /// Ends the connection in order: what was given before is sent, and the peer is told after it.
+    /// [`crate::Event::Closed`] comes at once.
+    pub fn close(&self, text: &str) {
+        // Of a connection that has ended nothing more is to be done.
+        let _ = self.command(ConnectionCommand::Close(Closing::Asked(text.to_owned())));
+    }
+
+    /// As [`Handle::close`], because the owner is gone.
+    pub fn owner_down(&self) {
+        // As above.
+        let _ = self.command(ConnectionCommand::Close(Closing::OwnerDown));
+    }
+}

@@ -1,0 +1,245 @@
+//! Who a node is to its peers: the key and certificate it shows, and what it demands of theirs.
+//!
+//! The default needs no file. A cluster already shares a secret, its cookie: every node derives the
+//! same certificate authority from it ([`CookieAuthority`]), mints itself a key and a certificate
+//! at boot ([`NodeIdentity::mint`]), drops the authority, and from then on trusts what that
+//! authority signed and nothing else, whether it dials or is dialled. A node with another cookie
+//! fails in the TLS handshake.
+//!
+//! # What this proves, and what it does not
+//!
+//! A peer that passes knows the cookie. The *name* in its certificate is what the peer calls
+//! itself: each holder of the cookie holds the authority and can sign any name, so [`peer_name`]
+//! tells an operator who is there and authorises nothing. Anyone who can reach the port can have
+//! our certificate (a TLS server shows it to whoever asks) and try cookies against its signature at
+//! leisure; how much each guess costs him is `authority`'s business.
+//!
+//! # Rules for a caller
+//!
+//! * Never call `quiche::Config::verify_peer` on a configuration made from these contexts. It
+//!   replaces the verify mode (`true` gives `SSL_VERIFY_PEER` alone), and a client without a
+//!   certificate would be let in.
+//! * Give `quiche::connect` no server name: it would also ask for a DNS name in the certificate,
+//!   which a node called `a@10.0.0.1` has not got. The authority is the identity here.
+//! * TLS 1.3's client is done before the server has looked at the client's certificate. A client's
+//!   `is_established()` means "I accept the server"; that the server accepts the client is known by
+//!   its first byte, or its refusal.
+
+mod authority;
+mod name;
+#[cfg(test)]
+mod tests;
+
+use std::error::Error;
+use std::fmt;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use boring::asn1::Asn1Time;
+use boring::ec::{EcGroup, EcKey};
+use boring::error::ErrorStack;
+use boring::nid::Nid;
+use boring::pkey::{PKey, Private};
+use boring::ssl::{
+    SslContext, SslContextBuilder, SslMethod, SslOptions, SslVerifyMode, SslVersion,
+};
+use boring::x509::X509;
+use boring::x509::store::X509StoreBuilder;
+
+pub use authority::CookieAuthority;
+pub use name::peer_name;
+
+/// How far before its making a certificate is already valid.
+///
+/// The certificate is made by one node's clock and read by another's. A node whose clock is ahead
+/// by less than this is let in; without it, two hosts a second apart could not connect just after
+/// boot. It costs nothing: the key does not exist before the mint, so there is nothing that the
+/// earlier hour would let anyone do.
+const CLOCK_SKEW: Duration = Duration::from_secs(60 * 60);
+
+/// How long after its making a certificate is valid.
+///
+/// A certificate is looked at when a connection is made and never again, so its end does not end
+/// connections; it keeps a node from making *new* ones. Nodes run for months, so the term must be
+/// longer than a node is likely to live without being given another identity; shorter buys little,
+/// since who steals the key from a node's memory has the cookie from the same memory. 397 days is
+/// what public authorities allow at most: a year and a month's grace. A node that lives longer
+/// mints again and hands the result to its endpoint.
+const LIFETIME: Duration = Duration::from_secs(397 * 24 * 60 * 60);
+
+/// Why there is no identity.
+#[derive(Debug)]
+pub enum IdentityError {
+    /// The cookie is empty: an authority that anyone can derive protects nothing.
+    EmptyCookie,
+    /// The node name cannot be one (too long, or with control characters).
+    BadNodeName,
+    /// The system clock stands before 1970, or too late for a certificate.
+    Clock,
+    /// BoringSSL refused a step, which is named.
+    Crypto {
+        /// What was being done.
+        step: &'static str,
+        /// What BoringSSL says.
+        source: ErrorStack,
+    },
+}
+
+impl fmt::Display for IdentityError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::EmptyCookie => f.write_str("the cookie is empty"),
+            Self::BadNodeName => f.write_str("the node name is too long or has control characters"),
+            Self::Clock => f.write_str("the system clock is out of the range of a certificate"),
+            Self::Crypto { step, source } => write!(f, "{step}: {source}"),
+        }
+    }
+}
+
+impl Error for IdentityError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Crypto { source, .. } => Some(source),
+            Self::EmptyCookie | Self::BadNodeName | Self::Clock => None,
+        }
+    }
+}
+
+/// Names the step in which BoringSSL failed.
+trait During<T> {
+    fn during(self, step: &'static str) -> Result<T, IdentityError>;
+}
+
+impl<T> During<T> for Result<T, ErrorStack> {
+    fn during(self, step: &'static str) -> Result<T, IdentityError> {
+        self.map_err(|source| IdentityError::Crypto { step, source })
+    }
+}
+
+/// When a certificate is valid, in seconds since 1970.
+#[derive(Clone, Copy)]
+struct Validity {
+    not_before: i64,
+    not_after: i64,
+}
+
+impl Validity {
+    fn from_now() -> Result<Self, IdentityError> {
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_err(|_| IdentityError::Clock)?;
+        let seconds = |d: Duration| i64::try_from(d.as_secs()).map_err(|_| IdentityError::Clock);
+        Ok(Self {
+            not_before: seconds(now.saturating_sub(CLOCK_SKEW))?,
+            not_after: seconds(now.saturating_add(LIFETIME))?,
+        })
+    }
+
+    fn asn1(self) -> Result<(Asn1Time, Asn1Time), IdentityError> {
+        let time = |t| Asn1Time::from_unix(t).map_err(|_| IdentityError::Clock);
+        Ok((time(self.not_before)?, time(self.not_after)?))
+    }
+}
+
+/// A node's own key and certificate, and the one authority it trusts.
+///
+/// The authority's private key is not in here: once the certificate is signed, a running node has
+/// no use for it. The node's own key lives in memory of BoringSSL's, which overwrites all it frees
+/// (`OPENSSL_free` cleanses).
+pub struct NodeIdentity {
+    name: String,
+    key: PKey<Private>,
+    certificate: X509,
+    authority: X509,
+    not_after: i64,
+}
+
+impl NodeIdentity {
+    /// Makes a new key for the node and has its certificate signed. `node_name` may be empty: a
+    /// node with a dynamic name does not know it yet when it starts to listen.
+    pub fn mint(authority: &CookieAuthority, node_name: &str) -> Result<Self, IdentityError> {
+        Self::mint_for(authority, node_name, Validity::from_now()?)
+    }
+
+    fn mint_for(
+        authority: &CookieAuthority,
+        node_name: &str,
+        validity: Validity,
+    ) -> Result<Self, IdentityError> {
+        let group = EcGroup::from_curve_name(Nid::X9_62_PRIME256V1).during("P-256")?;
+        let key = EcKey::generate(&group)
+            .and_then(PKey::from_ec_key)
+            .during("node key")?;
+        let certificate = authority.sign_leaf(&key, node_name, validity)?;
+        Ok(Self {
+            name: node_name.to_owned(),
+            key,
+            certificate,
+            authority: authority.certificate().clone(),
+            not_after: validity.not_after,
+        })
+    }
+
+    /// The name it was minted for.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// When peers will begin to refuse new connections with it.
+    #[must_use]
+    pub fn expires(&self) -> SystemTime {
+        let seconds = u64::try_from(self.not_after).unwrap_or(0);
+        UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
+    /// For `quiche::Config::with_boring_ssl_ctx_builder`, on the side that dials.
+    pub fn client_context(&self) -> Result<SslContextBuilder, IdentityError> {
+        self.context()
+    }
+
+    /// For `quiche::Config::with_boring_ssl_ctx_builder`, on the side that is dialled.
+    pub fn server_context(&self) -> Result<SslContextBuilder, IdentityError> {
+        self.context()
+    }
+
+    /// Both sides ask the same of each other. BoringSSL adds the purpose by itself: a server wants
+    /// a certificate that is good for `clientAuth`, a client one for `serverAuth`.
+    fn context(&self) -> Result<SslContextBuilder, IdentityError> {
+        let mut store = X509StoreBuilder::new().during("certificate store")?;
+        store
+            .add_cert(&self.authority)
+            .during("trusted authority")?;
+
+        let mut context = SslContext::builder(SslMethod::tls()).during("TLS context")?;
+        // QUIC knows no other version; said here too, so that the context is safe in any other
+        // hands.
+        context
+            .set_min_proto_version(Some(SslVersion::TLS1_3))
+            .and_then(|()| context.set_max_proto_version(Some(SslVersion::TLS1_3)))
+            .during("TLS 1.3")?;
+        // A store of our own in place of the default one: no authority of the system's is trusted.
+        context.set_cert_store_builder(store);
+        context.set_verify(SslVerifyMode::PEER | SslVerifyMode::FAIL_IF_NO_PEER_CERT);
+        // No intermediates. The authority's pathLenConstraint says so as well, but BoringSSL does
+        // not read it on a trust anchor.
+        context.set_verify_depth(0);
+        context
+            .set_certificate(&self.certificate)
+            .and_then(|()| context.set_private_key(&self.key))
+            .and_then(|()| context.check_private_key())
+            .during("own certificate")?;
+        // Without tickets each connection verifies anew. Resumption would carry an old verification
+        // over a changed cookie or past an expiry.
+        context.set_options(SslOptions::NO_TICKET);
+        Ok(context)
+    }
+}
+
+impl fmt::Debug for NodeIdentity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NodeIdentity")
+            .field("name", &self.name)
+            .field("not_after", &self.not_after)
+            .finish_non_exhaustive()
+    }
+}

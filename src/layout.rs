@@ -1,0 +1,88 @@
+//! Which stream carries what, and how urgent it is: the stream layout of `docs/protocol.md`, as
+//! the specification gives it.
+//!
+//! Stream 0 is the control stream. Data goes from the connection's client on streams 4, 8, 12, 16
+//! and from its server on 1, 5, 9, 13: bidirectional by their ids (RFC 9000, section 2.1), but each
+//! is written by the side that opened it only. The application's own streams come after them.
+
+/// The control stream: the distribution handshake, then ticks.
+pub const CONTROL: u64 = 0;
+/// The data streams that a side may open.
+pub const MAX_DATA_STREAMS: u64 = 4;
+
+/// Urgency of the control stream (lower is served first).
+pub const CONTROL_URGENCY: u8 = 0;
+/// Urgency of the data streams.
+pub const DATA_URGENCY: u8 = 4;
+
+/// Bidirectional streams that a client opens: the control stream and its data streams.
+pub const CLIENT_STREAMS: u64 = 1 + MAX_DATA_STREAMS;
+/// Bidirectional streams that a server opens: its data streams.
+pub const SERVER_STREAMS: u64 = MAX_DATA_STREAMS;
+
+/// Which end of the QUIC connection a side is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// It dialled.
+    Client,
+    /// It was dialled.
+    Server,
+}
+
+impl Role {
+    /// The other end.
+    pub fn peer(self) -> Role {
+        match self {
+            Role::Client => Role::Server,
+            Role::Server => Role::Client,
+        }
+    }
+
+    /// The id of data stream `index` (0 to [`MAX_DATA_STREAMS`] - 1) that this side writes.
+    pub fn data_stream(self, index: u64) -> u64 {
+        match self {
+            Role::Client => 4 * (index + 1),
+            Role::Server => 4 * index + 1,
+        }
+    }
+
+    /// The index of the data stream with this id, if this side writes one of that id.
+    pub fn data_index(self, id: u64) -> Option<u64> {
+        let index = match self {
+            Role::Client if id.is_multiple_of(4) => (id / 4).checked_sub(1)?,
+            Role::Server if id % 4 == 1 => id / 4,
+            _ => return None,
+        };
+        (index < MAX_DATA_STREAMS).then_some(index)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_layout_is_the_specification_s() {
+        let ids = |role: Role| -> Vec<u64> {
+            (0..MAX_DATA_STREAMS).map(|i| role.data_stream(i)).collect()
+        };
+        assert_eq!(ids(Role::Client), [4, 8, 12, 16]);
+        assert_eq!(ids(Role::Server), [1, 5, 9, 13]);
+    }
+
+    #[test]
+    fn ids_and_indexes_agree() {
+        for role in [Role::Client, Role::Server] {
+            let known: Vec<u64> = (0..100)
+                .filter(|&id| role.data_index(id).is_some())
+                .collect();
+            for id in &known {
+                let index = role.data_index(*id).unwrap();
+                assert_eq!(role.data_stream(index), *id);
+                assert_eq!(role.peer().data_index(*id), None);
+            }
+            assert_eq!(known.len() as u64, MAX_DATA_STREAMS);
+        }
+        assert_eq!(Role::Client.data_index(CONTROL), None);
+    }
+}

@@ -1,0 +1,408 @@
+%% What every suite shares: real nodes (separate `erl` OS processes), waits with a deadline, counters from /proc.
+%%
+%% A node is held by one process of the Common Test node: its manager, which owns the OS process (a port) and the control
+%% socket to the agent in it. Managers are linked to nobody and are members of a `pg` group, so that end_per_testcase finds
+%% and kills every node of a case whatever became of the case's own process.
+%%
+%% The carrier under test is named by the environment variable QUIC_DIST_TEST_CARRIER: `quic` (default) or `inet_tcp`.
+-module(quic_dist_test_lib).
+
+-export([carrier/0, init_suite/1, end_suite/1, init_case/3, end_case/1]).
+-export([start/1, start_all/1, boot/1, kill/1, signal/2, call/4, call/5, run/2, run/3, node/1, os_pid/1]).
+-export([output/1, await_exit/2, name/1, node_args/1, carrier_args/0, carrier_args/1, ebin/0, cookie/0, erl/0]).
+-export([connect/2, await_connected/2, await_alone/1, await_mesh/1, disconnect/2]).
+-export([wait_until/2, wait_until/3]).
+-export([threads/1, fds/1, rss/1, alive/1, free_port/0, fake_epmd_name/2]).
+
+-export_type([handle/0, options/0]).
+
+-type handle() :: #{pid := pid(), name := string()}.
+%% A node under test: which process manages it, and the name it was started under.
+
+-type options() :: #{
+    name => string(),                        %% full name; default a unique one at 127.0.0.1
+    naming => name | sname | none,           %% which flag carries the name (default name)
+    tag => string(),                         %% part of the unique name, for people who read logs
+    cookie => string(),
+    carrier => string(),                     %% value of -proto_dist; default the carrier under test
+    args => [string()],
+    env => [{string(), string() | false}],
+    scope => 'case' | suite,                 %% when it is cleaned up at the latest
+    boot_timeout => timeout()
+}.
+
+-define(SCOPE, quic_dist_test).
+-define(CALL_TIMEOUT, 30000).
+-define(BOOT_TIMEOUT, 30000).
+
+%%% The carrier under test
+
+-spec carrier() -> quic | inet_tcp.
+carrier() ->
+    case os:getenv("QUIC_DIST_TEST_CARRIER", "quic") of
+        "quic" -> quic;
+        "inet_tcp" -> inet_tcp
+    end.
+
+-spec carrier_args() -> [string()].
+carrier_args() -> carrier_args(atom_to_list(carrier())).
+
+-spec carrier_args(string()) -> [string()].
+carrier_args(Name) -> ["-proto_dist", Name | [Arg || Dir <- ebin(), Arg <- ["-pa", Dir]]].
+
+%% The directory of the carrier's beams, or [] where there is none (which is an error only when the carrier is quic).
+-spec ebin() -> [string()].
+ebin() ->
+    case {os:getenv("QUIC_DIST_EBIN"), code:where_is_file("quic_dist.beam")} of
+        {false, non_existing} -> [];
+        {false, Beam} -> [filename:dirname(filename:absname(Beam))];
+        {Dir, _} -> [filename:absname(Dir)]
+    end.
+
+%%% Set-up and clean-up
+
+-spec init_suite(list()) -> list().
+init_suite(Config) ->
+    carrier() =:= quic andalso ebin() =:= [] andalso error({no_carrier, "set QUIC_DIST_EBIN to the ebin directory of quic_dist"}),
+    case pg:start(?SCOPE) of
+        {ok, _} -> ok;
+        {error, {already_started, _}} -> ok
+    end,
+    Config.
+
+-spec end_suite(list()) -> ok.
+end_suite(_Config) ->
+    stop_members('case'),
+    stop_members(suite).
+
+%% A case in QuicOnly ([{Case, Reason}]) is skipped on another carrier, with its reason.
+-spec init_case(atom(), [{atom(), string()}], list()) -> list() | {skip, string()}.
+init_case(Case, QuicOnly, Config) ->
+    case {carrier(), lists:keyfind(Case, 1, QuicOnly)} of
+        {Carrier, {Case, Reason}} when Carrier =/= quic ->
+            {skip, lists:flatten(io_lib:format("not on ~s: ~s", [Carrier, Reason]))};
+        _ ->
+            Config
+    end.
+
+%% Shows what the nodes of the case wrote to their terminals, then kills them.
+-spec end_case(list()) -> ok.
+end_case(_Config) -> stop_members('case').
+
+stop_members(Scope) ->
+    Pids = pg:get_local_members(?SCOPE, Scope),
+    Monitors = [begin Pid ! stop, {erlang:monitor(process, Pid), Pid} end || Pid <- Pids],
+    [receive
+         {'DOWN', Monitor, process, Pid, {stopped, Name, Output}} ->
+             Output =/= <<>> andalso ct:log("output of ~s:~n~ts", [Name, Output]);
+         {'DOWN', Monitor, process, Pid, Reason} ->
+             ct:log("the manager of a node died: ~p", [Reason])
+     after 20000 ->
+         error({node_not_stopped, Pid})
+     end || {Monitor, Pid} <- Monitors],
+    ok.
+
+%%% Nodes
+
+-spec start(options()) -> handle().
+start(Options) -> hd(start_all([Options])).
+
+%% They boot at the same time.
+-spec start_all([options()]) -> [handle()].
+start_all(List) ->
+    Booting = [spawn_manager(Options) || Options <- List],
+    [case await_boot(Started) of
+         {ok, Handle} -> Handle;
+         {error, Reason} -> error({node_did_not_start, Reason})
+     end || Started <- Booting].
+
+%% As start/1, for a node that is expected to fail: {error, {exit_status, Status, Output}}.
+-spec boot(options()) -> {ok, handle()} | {error, term()}.
+boot(Options) -> await_boot(spawn_manager(Options)).
+
+spawn_manager(Options) ->
+    Caller = self(),
+    Ref = make_ref(),
+    {Pid, Monitor} = spawn_monitor(fun() -> manager(Caller, Ref, Options) end),
+    {Pid, Monitor, Ref}.
+
+await_boot({Pid, Monitor, Ref}) ->
+    receive
+        {Ref, Result} -> erlang:demonitor(Monitor, [flush]), Result;
+        {'DOWN', Monitor, process, Pid, Reason} -> {error, Reason}
+    end.
+
+-spec kill(handle()) -> ok.
+kill(#{pid := Pid} = Handle) ->
+    Pid ! kill,
+    _ = await_exit(Handle, 10000),
+    ok.
+
+%% Signal is what kill(1) takes: "STOP", "CONT".
+-spec signal(handle(), string()) -> ok.
+signal(Handle, Signal) ->
+    "" = os:cmd("kill -" ++ Signal ++ " " ++ integer_to_list(os_pid(Handle))),
+    ok.
+
+%% Waits until the OS process is gone.
+-spec await_exit(handle(), timeout()) -> ExitStatus :: integer().
+await_exit(Handle, Timeout) -> ask(Handle, await_exit, Timeout).
+
+-spec node(handle()) -> node().
+node(Handle) -> call(Handle, erlang, node, []).
+
+-spec os_pid(handle()) -> integer().
+os_pid(Handle) -> ask(Handle, os_pid, 5000).
+
+%% What it wrote to its standard output and error so far.
+-spec output(handle()) -> binary().
+output(Handle) -> ask(Handle, output, 5000).
+
+-spec call(handle(), module(), atom(), [term()]) -> term().
+call(Handle, M, F, A) -> call(Handle, M, F, A, ?CALL_TIMEOUT).
+
+-spec call(handle(), module(), atom(), [term()], timeout()) -> term().
+call(#{name := Name} = Handle, M, F, A, Timeout) ->
+    case ask(Handle, {call, M, F, A}, Timeout) of
+        {ok, Value} -> Value;
+        {Class, Reason, Stack} -> error({on_node, Name, Class, Reason, Stack})
+    end.
+
+%% Runs a fun of a test module on the node (which finds the module by the -pa that every node gets).
+-spec run(handle(), fun(() -> term())) -> term().
+run(Handle, Fun) -> run(Handle, Fun, ?CALL_TIMEOUT).
+
+-spec run(handle(), fun(() -> term()), timeout()) -> term().
+run(Handle, Fun, Timeout) -> call(Handle, erlang, apply, [Fun, []], Timeout).
+
+ask(#{pid := Pid, name := Name}, Request, Timeout) ->
+    Monitor = erlang:monitor(process, Pid),
+    Pid ! {ask, self(), Monitor, Request},
+    receive
+        {Monitor, {answer, Answer}} -> erlang:demonitor(Monitor, [flush]), Answer;
+        {Monitor, {gone, Status, Output}} -> error({node_gone, Name, Status, Output, Request});
+        {'DOWN', Monitor, process, Pid, Reason} -> error({no_manager, Name, Reason, Request})
+    after Timeout ->
+        error({deadline, Name, Request, Timeout})
+    end.
+
+%%% The manager of one node
+
+manager(Caller, Ref, Options) ->
+    process_flag(trap_exit, true),
+    ok = pg:join(?SCOPE, maps:get(scope, Options, 'case'), self()),
+    {ok, Listen} = gen_tcp:listen(0, [binary, {packet, 4}, {ip, {127, 0, 0, 1}}, {active, true}, {nodelay, true}]),
+    {ok, ControlPort} = inet:port(Listen),
+    Named = maps:merge(#{name => name(maps:get(tag, Options, "n"))}, Options),
+    Port = open_port({spawn_executable, erl()}, [
+        binary, exit_status, stderr_to_stdout,
+        {env, [{"ERL_AFLAGS", false}, {"ERL_FLAGS", false}, {"ERL_ZFLAGS", false}, {"ERL_LIBS", false},
+               {"ERL_CRASH_DUMP_SECONDS", "0"} | maps:get(env, Options, [])]},
+        {args, node_args(Named) ++ ["-noshell", "-noinput", "-run", "quic_dist_test_agent", "start", integer_to_list(ControlPort)]}]),
+    Manager = self(),
+    spawn_link(fun() ->
+        {ok, Socket} = gen_tcp:accept(Listen),
+        ok = gen_tcp:controlling_process(Socket, Manager)
+    end),
+    Timer = erlang:send_after(maps:get(boot_timeout, Options, ?BOOT_TIMEOUT), self(), boot_timeout),
+    OsPid = case erlang:port_info(Port, os_pid) of {os_pid, P} -> P; undefined -> undefined end,
+    loop(#{name => maps:get(name, Named), port => Port, listen => Listen, os_pid => OsPid, socket => undefined, output => [],
+           seq => 0, calls => #{}, exit_status => undefined, exit_waiters => [], boot => {Caller, Ref, Timer}}).
+
+loop(#{port := Port, socket := Socket, output := Output, calls := Calls, name := Name} = S) ->
+    receive
+        {Port, {data, Data}} ->
+            loop(S#{output := [Output, Data]});
+        {Port, {exit_status, Status}} ->
+            loop(gone(Status, booted({error, {exit_status, Status, iolist_to_binary(Output)}}, S)));
+        {tcp, NewSocket, Data} ->
+            case binary_to_term(Data) of
+                {hello, _Node, OsPid} ->
+                    loop(booted({ok, #{pid => self(), name => Name}}, S#{socket := NewSocket, os_pid := OsPid}));
+                {reply, Seq, Result} ->
+                    {{From, Tag}, Rest} = maps:take(Seq, Calls),
+                    From ! {Tag, {answer, Result}},
+                    loop(S#{calls := Rest})
+            end;
+        {tcp_closed, Socket} ->
+            loop(S#{socket := undefined});
+        {ask, From, Tag, Request} ->
+            loop(asked(Request, {From, Tag}, S));
+        kill ->
+            loop(kill_os_process(S));
+        boot_timeout ->
+            loop(kill_os_process(booted({error, {boot_timeout, iolist_to_binary(Output)}}, S)));
+        stop ->
+            exit({stopped, Name, iolist_to_binary(stop_os_process(S))});
+        {'EXIT', _, _} ->
+            loop(S);
+        {tcp_error, _, _} ->
+            loop(S)
+    end.
+
+asked(os_pid, To, #{os_pid := OsPid} = S) -> answer(To, OsPid, S);
+asked(output, To, #{output := Output} = S) -> answer(To, iolist_to_binary(Output), S);
+asked(await_exit, To, #{exit_status := undefined, exit_waiters := W} = S) -> S#{exit_waiters := [To | W]};
+asked(await_exit, To, #{exit_status := Status} = S) -> answer(To, Status, S);
+asked({call, _, _, _}, {From, Tag}, #{exit_status := Status, output := Output} = S) when Status =/= undefined ->
+    From ! {Tag, {gone, Status, iolist_to_binary(Output)}},
+    S;
+asked({call, M, F, A}, To, #{socket := Socket, seq := Seq, calls := Calls} = S) ->
+    %% a failed send is seen as the exit of the node, soon
+    _ = Socket =/= undefined andalso gen_tcp:send(Socket, term_to_binary({call, Seq, M, F, A})),
+    S#{seq := Seq + 1, calls := Calls#{Seq => To}}.
+
+answer({From, Tag}, Answer, S) ->
+    From ! {Tag, {answer, Answer}},
+    S.
+
+booted(Result, #{boot := {Caller, Ref, Timer}} = S) ->
+    _ = erlang:cancel_timer(Timer),
+    Caller ! {Ref, Result},
+    S#{boot := undefined};
+booted(_, S) -> S.
+
+gone(Status, #{calls := Calls, exit_waiters := Waiters, output := Output} = S) ->
+    [From ! {Tag, {gone, Status, iolist_to_binary(Output)}} || {From, Tag} <- maps:values(Calls)],
+    [From ! {Tag, {answer, Status}} || {From, Tag} <- Waiters],
+    S#{exit_status := Status, calls := #{}, exit_waiters := []}.
+
+kill_os_process(#{exit_status := undefined, os_pid := OsPid} = S) when is_integer(OsPid) ->
+    _ = os:cmd("kill -KILL " ++ integer_to_list(OsPid)),
+    S;
+kill_os_process(S) -> S.
+
+stop_os_process(#{exit_status := Status, output := Output}) when Status =/= undefined -> Output;
+stop_os_process(#{port := Port, output := Output} = S) ->
+    kill_os_process(S),
+    receive
+        {Port, {data, Data}} -> stop_os_process(S#{output := [Output, Data]});
+        {Port, {exit_status, Status}} -> stop_os_process(S#{exit_status := Status})
+    after 10000 ->
+        exit({not_killed, S})
+    end.
+
+%%% Command lines
+
+-spec erl() -> string().
+erl() -> filename:join([code:root_dir(), "bin", "erl"]).
+
+%% A name that no other test run on this machine uses: EPMD is shared.
+-spec name(string()) -> string().
+name(Tag) -> lists:concat(["qdt_", Tag, "_", os:getpid(), "_", erlang:unique_integer([positive]), "@127.0.0.1"]).
+
+-spec cookie() -> string().
+cookie() -> "qdt_cookie_" ++ os:getpid().
+
+-spec node_args(options()) -> [string()].
+node_args(Options) ->
+    naming(maps:get(naming, Options, name), Options)
+        ++ ["-setcookie", maps:get(cookie, Options, cookie())]
+        ++ carrier_args(maps:get(carrier, Options, atom_to_list(carrier())))
+        ++ ["-pa", filename:dirname(filename:absname(code:where_is_file(?MODULE_STRING ++ ".beam")))]
+        ++ maps:get(args, Options, []).
+
+naming(none, _) -> [];
+naming(name, #{name := Name}) -> ["-name", Name];
+naming(sname, #{name := Name}) -> ["-sname", Name].
+
+%%% Connections
+
+%% Connects A to B and waits until both see each other.
+-spec connect(handle(), handle()) -> ok.
+connect(A, B) ->
+    NodeB = ?MODULE:node(B),
+    %% right after a disconnect the other end may still be taking its old connection down, and then it refuses
+    wait_until({connect, NodeB}, fun() -> call(A, net_kernel, connect_node, [NodeB]) =:= true end, 20000),
+    await_connected(A, B).
+
+-spec await_connected(handle(), handle()) -> ok.
+await_connected(A, B) ->
+    {NodeA, NodeB} = {?MODULE:node(A), ?MODULE:node(B)},
+    wait_until({connected, NodeA, NodeB}, fun() ->
+        lists:member(NodeB, call(A, erlang, nodes, [connected])) andalso lists:member(NodeA, call(B, erlang, nodes, [connected]))
+    end, 20000).
+
+-spec await_alone(handle()) -> ok.
+await_alone(A) ->
+    wait_until({alone, A}, fun() -> call(A, erlang, nodes, [connected]) =:= [] end, 20000).
+
+-spec await_mesh([handle()]) -> ok.
+await_mesh(Handles) ->
+    Nodes = lists:sort([?MODULE:node(H) || H <- Handles]),
+    [wait_until({mesh, H}, fun() -> lists:sort([?MODULE:node(H) | call(H, erlang, nodes, [])]) =:= Nodes end, 30000) || H <- Handles],
+    ok.
+
+%% Takes the connection down from A's end and waits until neither end has it.
+-spec disconnect(handle(), handle()) -> ok.
+disconnect(A, B) ->
+    {NodeA, NodeB} = {?MODULE:node(A), ?MODULE:node(B)},
+    _ = call(A, erlang, disconnect_node, [NodeB]),
+    wait_until({disconnected, NodeA, NodeB}, fun() ->
+        not lists:member(NodeB, call(A, erlang, nodes, [connected])) andalso not lists:member(NodeA, call(B, erlang, nodes, [connected]))
+    end, 20000).
+
+%%% Waiting
+
+-spec wait_until(fun(() -> boolean()), timeout()) -> ok.
+wait_until(Fun, Timeout) -> wait_until(condition, Fun, Timeout).
+
+-spec wait_until(What :: term(), fun(() -> boolean()), timeout()) -> ok.
+wait_until(What, Fun, Timeout) -> wait_loop(What, Fun, erlang:monotonic_time(millisecond) + Timeout, 2).
+
+wait_loop(What, Fun, Deadline, Pause) ->
+    case Fun() of
+        true -> ok;
+        false ->
+            erlang:monotonic_time(millisecond) > Deadline andalso error({deadline, What}),
+            timer:sleep(Pause),
+            wait_loop(What, Fun, Deadline, min(2 * Pause, 50))
+    end.
+
+%%% What the operating system says of a node
+
+-spec threads(handle()) -> non_neg_integer().
+threads(Handle) -> status_field(Handle, "Threads:\\s+(\\d+)").
+
+%% Resident bytes.
+-spec rss(handle()) -> non_neg_integer().
+rss(Handle) -> 1024 * status_field(Handle, "VmRSS:\\s+(\\d+) kB").
+
+-spec fds(handle()) -> non_neg_integer().
+fds(Handle) ->
+    {ok, Names} = file:list_dir(proc(Handle, "fd")),
+    length(Names).
+
+-spec alive(handle()) -> boolean().
+alive(Handle) -> filelib:is_dir(proc(Handle, "")).
+
+status_field(Handle, Pattern) ->
+    {ok, Status} = file:read_file(proc(Handle, "status")),
+    {match, [Digits]} = re:run(Status, Pattern, [{capture, all_but_first, list}]),
+    list_to_integer(Digits).
+
+proc(Handle, File) -> filename:join(["/proc", integer_to_list(os_pid(Handle)), File]).
+
+%%% The network
+
+%% A port that was free for TCP and for UDP a moment ago.
+-spec free_port() -> inet:port_number().
+free_port() ->
+    {ok, Udp} = gen_udp:open(0, []),
+    {ok, Port} = inet:port(Udp),
+    case gen_tcp:listen(Port, []) of
+        {ok, Tcp} -> ok = gen_tcp:close(Tcp), ok = gen_udp:close(Udp), Port;
+        {error, _} -> ok = gen_udp:close(Udp), free_port()
+    end.
+
+%% Tells EPMD that a node of this name listens on Port. It holds for as long as the returned socket is open.
+-spec fake_epmd_name(string(), inet:port_number()) -> gen_tcp:socket().
+fake_epmd_name(Name, Port) ->
+    {ok, Socket} = gen_tcp:connect({127, 0, 0, 1}, 4369, [binary, {active, false}], 5000),
+    Alive = list_to_binary(Name),
+    %% ALIVE2_REQ: normal node, TCP/IPv4, versions 6 to 5, no extra
+    Request = <<120, Port:16, 77, 0, 6:16, 5:16, (byte_size(Alive)):16, Alive/binary, 0:16>>,
+    ok = gen_tcp:send(Socket, [<<(byte_size(Request)):16>>, Request]),
+    {ok, <<Tag, 0, _/binary>>} = gen_tcp:recv(Socket, 0, 5000),
+    true = Tag =:= 118 orelse Tag =:= 121,
+    Socket.
