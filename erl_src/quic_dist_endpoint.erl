@@ -164,8 +164,7 @@ handle_info({quic_dist_incoming, _Closed, Conn, _Peer}, State) ->
     ok = quic_dist_nif:close(Conn, <<"endpoint closed">>),
     {noreply, State};
 handle_info({quic_dist_refused, Endpoint, Peer, Reason}, State) ->
-    quic_dist_log:log(warning, "quic_dist: refused a connection from ~ts: ~ts",
-                      [quic_dist_log:peer(Peer), quic_dist_log:reason(Reason)]),
+    quic_dist_log:refused(Peer, Reason),
     case State of
         #state{endpoint = Endpoint} -> {noreply, renew_identity(State)};
         _ -> {noreply, State}

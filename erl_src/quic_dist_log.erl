@@ -2,10 +2,13 @@
 %% `net_kernel' (exit reasons).
 -module(quic_dist_log).
 
--export([log/3, engine/2, closed/3, exit_reason/1, peer/1, reason/1]).
+-export([log/3, engine/2, refused/2, closed/3, exit_reason/1, peer/1,
+         reason/1]).
 
 %% The peer's code for: its endpoint closes, as its node stops (src/close.rs).
 -define(GOING_AWAY, 3).
+%% RFC 9000, section 20.1: an end that came before the handshake was complete.
+-define(APPLICATION_ERROR, 16#c).
 
 %% @doc Writes one line to `logger', with `application => quic_dist' in its
 %% metadata. Not with a domain: OTP's default handler drops every domain but
@@ -26,6 +29,13 @@ engine_level(notice) -> notice;
 engine_level(info) -> info;
 engine_level(_) -> debug.
 
+%% @doc Says that an incoming connection did not come about. Quiet where the
+%% peer gave up, as one of two nodes that dial each other does.
+-spec refused(quic_dist_nif:peer(), quic_dist_nif:close_reason()) -> ok.
+refused(Peer, Reason) ->
+    log(level(Reason), "quic_dist: refused a connection from ~ts: ~ts",
+        [peer(Peer), reason(Reason)]).
+
 %% @doc Says that a connection has ended. Quiet (level info) where the peer
 %% or this node simply went away, as `inet_tcp' is.
 -spec closed(node() | undefined, quic_dist_nif:peer(),
@@ -43,6 +53,8 @@ level({local_closed, _}) -> info;
 level(owner_down) -> info;
 level(endpoint_closed) -> info;
 level(idle_timeout) -> notice;
+level(handshake_timeout) -> notice;
+level({transport_error, ?APPLICATION_ERROR, _}) -> info;
 level({io, econnrefused}) -> notice;
 level({protocol_error, _}) -> error;
 level(_) -> warning.
