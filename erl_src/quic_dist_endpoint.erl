@@ -156,7 +156,8 @@ handle_cast(_Unexpected, State) ->
     {noreply, State}.
 
 %% @private
--spec handle_info(term(), #state{}) -> {noreply, #state{}}.
+-spec handle_info(term(), #state{}) ->
+          {noreply, #state{}} | {stop, term(), #state{}}.
 handle_info({quic_dist_incoming, Endpoint, Conn, Peer},
             #state{endpoint = Endpoint} = State) ->
     {noreply, incoming(Conn, Peer, State)};
@@ -169,6 +170,13 @@ handle_info({quic_dist_refused, Endpoint, Peer, Reason}, State) ->
         #state{endpoint = Endpoint} -> {noreply, renew_identity(State)};
         _ -> {noreply, State}
     end;
+handle_info({quic_dist_endpoint_down, Endpoint, Text},
+            #state{endpoint = Endpoint} = State) ->
+    %% The supervisor starts another server; the acceptor attaches to it, and
+    %% the endpoint is opened again where it was.
+    quic_dist_log:log(error, "quic_dist: the event thread has ended: ~ts",
+                      [Text]),
+    {stop, {event_thread, Text}, State};
 handle_info({quic_dist_log, Level, Text}, State) ->
     quic_dist_log:engine(Level, Text),
     {noreply, State};

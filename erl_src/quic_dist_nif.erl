@@ -6,7 +6,8 @@
 %% <li>to the owner of an endpoint:
 %%   `{quic_dist_incoming, Endpoint, Conn, Peer}',
 %%   `{quic_dist_refused, Endpoint, Peer, Reason}',
-%%   `{quic_dist_log, Level, Text}'</li>
+%%   `{quic_dist_log, Level, Text}',
+%%   `{quic_dist_endpoint_down, Endpoint, Text}' (its thread failed)</li>
 %% <li>to the owner of a connection: `{quic_dist, Conn, connected}',
 %%   `{quic_dist, Conn, {control, [binary()]}}', `{quic_dist, Conn, writable}',
 %%   `{quic_dist, Conn, {closed, close_reason()}}' (once, and the last)</li>

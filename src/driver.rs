@@ -132,11 +132,6 @@ impl<E: Events> Driver<E> {
     /// told: one wrong assumption must not leave processes waiting for events.
     pub fn run(mut self) {
         let result = std::panic::catch_unwind(AssertUnwindSafe(|| self.turns()));
-        match result {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => log::error!("the event thread ends: {error}"),
-            Err(_) => log::error!("the event thread panicked; its connections are closed"),
-        }
         for entry in &mut self.entries {
             entry.1.handle.end();
             if let Some(mut peer) = entry.1.peer.take() {
@@ -144,6 +139,11 @@ impl<E: Events> Driver<E> {
                 self.events.event(&mut peer, Event::Closed(reason));
             }
         }
+        self.events.ended(match result {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(format!("waiting for events failed: {error}")),
+            Err(panic) => Some(format!("a panic: {}", panic_text(&*panic))),
+        });
     }
 
     fn turns(&mut self) -> io::Result<()> {
@@ -562,6 +562,7 @@ impl<E: Events> Driver<E> {
                 Happening::Incoming => {
                     entry.peer = Some(self.events.incoming(&entry.handle, entry.from));
                 }
+                Happening::Stray => bump(&self.counters.dropped_strays, 1),
                 Happening::Refused(reason) => self.events.refused(entry.from, &reason),
                 Happening::Event(event) => {
                     let ended = matches!(event, Event::Closed(_));
@@ -624,6 +625,12 @@ fn configurations(
         config::quic(limits, Role::Client, identity.client_context()?)?,
         config::quic(limits, Role::Server, identity.server_context()?)?,
     ))
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("of unknown cause")
 }
 
 /// The event thread is the only writer.

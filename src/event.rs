@@ -38,6 +38,10 @@ pub trait Events: Send + 'static {
     /// A peer that dialled us failed before [`Events::incoming`].
     fn refused(&mut self, from: SocketAddr, reason: &CloseReason);
 
+    /// The event thread ends, after every connection was told: because the endpoint was closed, or
+    /// for this reason.
+    fn ended(&mut self, error: Option<String>);
+
     /// Something happened to a connection.
     fn event(&mut self, peer: &mut Self::Peer, event: Event);
 }

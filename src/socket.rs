@@ -58,7 +58,7 @@ impl Batch {
 impl Socket {
     /// Binds the socket.
     pub fn open(address: SocketAddr) -> io::Result<Self> {
-        let io = UdpSocket::bind(address)?;
+        let io = bind(address)?;
         let state = UdpSocketState::new(UdpSockRef::from(&io))?;
         state.enable_transport_errors(UdpSockRef::from(&io))?;
         for result in [
@@ -132,6 +132,21 @@ impl Socket {
         probe.connect(peer)?;
         Ok(SocketAddr::new(probe.local_addr()?.ip(), self.local.port()))
     }
+}
+
+/// An IPv6 socket takes IPv6 only, so that a node can listen on the same port with one of each.
+fn bind(address: SocketAddr) -> io::Result<UdpSocket> {
+    use socket2::{Domain, Protocol, Type};
+    let socket = socket2::Socket::new(
+        Domain::for_address(address),
+        Type::DGRAM,
+        Some(Protocol::UDP),
+    )?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.bind(&address.into())?;
+    Ok(socket.into())
 }
 
 /// One entry of the error queue.
@@ -272,6 +287,13 @@ mod tests {
         let local = socket.local_for("127.0.0.1:9".parse().unwrap()).unwrap();
         assert_eq!(local.ip().to_string(), "127.0.0.1");
         assert_eq!(local.port(), socket.local().port());
+    }
+
+    #[test]
+    fn both_families_share_a_port() {
+        let v4 = Socket::open("0.0.0.0:0".parse().unwrap()).unwrap();
+        let v6 = SocketAddr::new("::".parse().unwrap(), v4.local().port());
+        assert_eq!(Socket::open(v6).unwrap().local(), v6);
     }
 
     #[test]

@@ -117,6 +117,22 @@ impl Events for NifEvents {
         });
     }
 
+    fn ended(&mut self, error: Option<String>) {
+        let Some(error) = error else { return };
+        if exit::exiting() {
+            return;
+        }
+        let endpoint = self.endpoint.clone();
+        self.send(self.owner, move |env| {
+            (
+                atoms::quic_dist_endpoint_down(),
+                endpoint,
+                terms::text(env, &error),
+            )
+                .encode(env)
+        });
+    }
+
     fn event(&mut self, peer: &mut Peer, event: Event) {
         let Some(connection) = &peer.0 else { return };
         if exit::exiting() {

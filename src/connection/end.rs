@@ -104,6 +104,8 @@ impl Connection {
         self.shared.closed.store(true, Ordering::Release);
         self.happenings.push_back(if known {
             Happening::Event(Event::Closed(reason))
+        } else if self.quic.stats().recv == 0 {
+            Happening::Stray
         } else {
             Happening::Refused(reason)
         });

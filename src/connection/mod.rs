@@ -50,6 +50,8 @@ pub enum Happening {
     Incoming,
     /// A dialled connection failed before that ([`crate::Events::refused`]).
     Refused(CloseReason),
+    /// What was taken for a connection was none: nothing of it could be authenticated.
+    Stray,
     /// For the connection's owner.
     Event(Event),
 }
