@@ -325,6 +325,12 @@ output_loop(#state{conn = Conn} = State) ->
             ?MODULE:output_loop(State);
         {?MODULE, From, Request} ->
             ?MODULE:output_loop(common_call(Request, From, State));
+        {send, From, Ref, Packet} when is_pid(From) ->
+            %% What OTP's distribution_SUITE asks of a controller that is a
+            %% process: a packet of its own making, where a port would take
+            %% port_command/2.
+            From ! {Ref, send_packets(Conn, [Packet])},
+            ?MODULE:output_loop(State);
         {quic_dist, Conn, {closed, Reason}} ->
             quic_dist_log:closed(State#state.node, State#state.peer, Reason),
             _ = erlang:start_timer(?ENDING_MS, self(), {exit, Reason}),
