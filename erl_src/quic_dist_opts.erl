@@ -14,6 +14,7 @@
 -type bad_option() :: {bad_option, Name :: atom(), Value :: term()}.
 -type limits() :: #{max_udp_payload := 1200..16383,
                     path_mtu_discovery := boolean(),
+                    data_streams := 1..16,
                     send_queue_high := pos_integer(),
                     send_queue_low := non_neg_integer(),
                     receive_budget := pos_integer(),
@@ -97,10 +98,13 @@ interface(Family, {ok, Ip}) ->
         false -> {error, {bad_option, inet_dist_use_interface, Ip}}
     end.
 
-%% @doc How many streams carry distribution data. One: a total order, as on TCP.
--spec data_streams() -> pos_integer().
+%% @doc How many streams carry the distribution data that this node sends. One:
+%% a total order, as on TCP. The options have been checked when the endpoint
+%% was opened, so what does not fit here can't be in use.
+-spec data_streams() -> 1..16.
 data_streams() ->
-    1.
+    {ok, #{data_streams := Streams}} = limits(),
+    Streams.
 
 %%% Internal
 
@@ -116,6 +120,7 @@ env() ->
 table(SetupTime) ->
     [{max_udp_payload, {1200, 16383}, 16000},
      {path_mtu_discovery, boolean, true},
+     {data_streams, {1, 16}, 4},
      {send_queue_high, {65536, ?MAX_BYTES}, 4194304},
      {send_queue_low, {0, ?MAX_BYTES}, 1048576},
      {receive_budget, {65536, ?MAX_BYTES}, 4194304},

@@ -20,6 +20,8 @@ pub struct Limits {
     /// Whether to look for a path MTU above 1,200 (RFC 9000, section 14.3); without, packets are
     /// at most `max_udp_payload` from the end of the handshake on.
     pub path_mtu_discovery: bool,
+    /// The data streams that this side writes, 1 to 16.
+    pub data_streams: usize,
     /// Above this many queued bytes a sender is told that the connection is busy.
     pub send_queue_high: usize,
     /// At this many queued bytes it is told to go on.
@@ -49,6 +51,7 @@ impl Default for Limits {
         Limits {
             max_udp_payload: 16_000,
             path_mtu_discovery: true,
+            data_streams: 4,
             send_queue_high: 4 << 20,
             send_queue_low: 1 << 20,
             receive_budget: 4 << 20,

@@ -1,7 +1,13 @@
 //! Framing: a length in front of each packet, 2 bytes on the control stream and 4 on data streams,
 //! big endian. Bytes in, whole packets out; no stream, no socket.
+//!
+//! The top bit of a length on a data stream makes the packet a fence ([`crate::router`]): a reader
+//! stops behind it until it is told to go on.
 
 use std::ops::Range;
+
+/// The top bit of a data stream's length prefix.
+const FENCE: usize = 1 << 31;
 
 /// How long the length prefix is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,7 +20,7 @@ pub enum Prefix {
 
 impl Prefix {
     /// The prefix's own size in bytes.
-    pub fn size(self) -> usize {
+    pub const fn size(self) -> usize {
         match self {
             Prefix::Control => 2,
             Prefix::Data => 4,
@@ -37,7 +43,14 @@ impl Prefix {
         true
     }
 
-    fn get(self, bytes: &[u8]) -> Option<usize> {
+    /// Puts the prefix of a fence at the end of `out`; its packet, which may be empty, is to follow.
+    #[must_use]
+    pub fn put_fence(len: usize, out: &mut Vec<u8>) -> bool {
+        len < FENCE && Prefix::Data.put(len | FENCE, out)
+    }
+
+    /// The prefix of the packet that `bytes` begin with.
+    pub fn get(self, bytes: &[u8]) -> Option<usize> {
         match self {
             Prefix::Control => {
                 let prefix: [u8; 2] = bytes.get(..2)?.try_into().ok()?;
@@ -74,6 +87,15 @@ impl Frames {
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &[u8]> {
         self.ranges.iter().map(|range| &self.bytes[range.clone()])
     }
+}
+
+/// What the bytes of a stream were cut into.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Cut {
+    /// The packets before the fence, or all of them.
+    pub frames: Frames,
+    /// The fence behind which the reader stands now, and the packet it carries.
+    pub fence: Option<Vec<u8>>,
 }
 
 /// Cuts one stream into packets.
@@ -113,12 +135,16 @@ impl FrameReader {
     }
 
     /// The whole packets in `bytes`, which is what [`FrameReader::take_tail`] gave and what came
-    /// after it. The rest is kept.
-    pub fn cut(&mut self, mut bytes: Vec<u8>) -> Result<Frames, TooLong> {
+    /// after it, up to the first fence. The rest is kept.
+    pub fn cut(&mut self, mut bytes: Vec<u8>) -> Result<Cut, TooLong> {
         let size = self.prefix.size();
         let mut ranges = Vec::new();
         let mut at = 0;
-        while let Some(length) = self.prefix.get(&bytes[at..]) {
+        let mut next = 0;
+        let mut fence = None;
+        while let Some(prefix) = self.prefix.get(&bytes[at..]) {
+            let is_fence = self.prefix == Prefix::Data && prefix & FENCE != 0;
+            let length = if is_fence { prefix & !FENCE } else { prefix };
             if length > self.limit {
                 return Err(TooLong {
                     length,
@@ -130,18 +156,26 @@ impl FrameReader {
             if end > bytes.len() {
                 break;
             }
+            next = end;
+            if is_fence {
+                fence = Some(bytes[start..end].to_vec());
+                break;
+            }
             ranges.push(start..end);
             at = end;
         }
-        if at == 0 {
+        if next == 0 {
             // Nothing is complete: keep the buffer itself, so that a large packet is not copied
             // once per read.
             self.tail = bytes;
-            return Ok(Frames::default());
+            return Ok(Cut::default());
         }
-        self.tail.extend_from_slice(&bytes[at..]);
+        self.tail.extend_from_slice(&bytes[next..]);
         bytes.truncate(at);
-        Ok(Frames { bytes, ranges })
+        Ok(Cut {
+            frames: Frames { bytes, ranges },
+            fence,
+        })
     }
 }
 
@@ -153,7 +187,12 @@ mod tests {
     fn feed(reader: &mut FrameReader, chunk: &[u8]) -> Result<Vec<Vec<u8>>, TooLong> {
         let mut bytes = reader.take_tail();
         bytes.extend_from_slice(chunk);
-        Ok(reader.cut(bytes)?.iter().map(<[u8]>::to_vec).collect())
+        Ok(reader
+            .cut(bytes)?
+            .frames
+            .iter()
+            .map(<[u8]>::to_vec)
+            .collect())
     }
 
     fn prefixes() -> impl Strategy<Value = Prefix> {
@@ -212,6 +251,23 @@ mod tests {
                 limit: 1000
             })
         );
+    }
+
+    #[test]
+    fn a_reader_stops_behind_a_fence() {
+        let mut stream = Vec::new();
+        assert!(Prefix::Data.put(1, &mut stream));
+        stream.push(b'a');
+        assert!(Prefix::put_fence(1, &mut stream));
+        stream.push(b'b');
+        assert!(Prefix::Data.put(1, &mut stream));
+        stream.push(b'c');
+        let mut reader = FrameReader::new(Prefix::Data, 1000);
+        let cut = reader.cut(stream).unwrap();
+        assert_eq!(cut.frames.iter().collect::<Vec<_>>(), [b"a"]);
+        assert_eq!(cut.fence.as_deref(), Some(&b"b"[..]));
+        assert_eq!(feed(&mut reader, b"").unwrap(), [b"c"]);
+        assert!(!Prefix::put_fence(FENCE, &mut Vec::new()));
     }
 
     #[test]

@@ -159,6 +159,10 @@ pub struct ConnectionInfo {
     pub unconsumed: usize,
     /// Known paths.
     pub paths: usize,
+    /// Data streams that this side writes.
+    pub streams_out: usize,
+    /// Data streams that the peer writes, once it has said so.
+    pub streams_in: Option<usize>,
 }
 
 impl Handle {

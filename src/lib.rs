@@ -1,6 +1,6 @@
 //! The engine of `quic_dist`: QUIC connections for Erlang distribution, on one event thread.
 //!
-//! Nothing here knows of the BEAM. What decides (`frame`, `gate`, `send_queue`, `layout`, `table`,
+//! Nothing here knows of the BEAM. What decides (`frame`, `router`, `gate`, `send_queue`, `layout`, `table`,
 //! `timers`, `ingress`, `connection`) takes bytes and instants and gives back bytes and events;
 //! what does (`socket`, `driver`, `endpoint`) owns the socket, the thread and the clock.
 //! Commands come in through a channel and a waker (`handle`); events go out through one trait
@@ -22,9 +22,11 @@ pub mod handle;
 pub mod identity;
 pub mod ingress;
 pub mod layout;
+pub mod router;
 pub mod send_queue;
 mod socket;
 pub mod table;
+pub mod term;
 pub mod timers;
 
 pub use close::CloseReason;

@@ -6,18 +6,18 @@
 
 use std::collections::VecDeque;
 
+use bytes::{Buf, Bytes};
+
 /// See the module's documentation.
 #[derive(Debug, Default)]
 pub struct SendQueue {
-    chunks: VecDeque<Vec<u8>>,
-    /// How much of the first chunk has been taken.
-    taken: usize,
+    chunks: VecDeque<Bytes>,
     bytes: usize,
 }
 
 impl SendQueue {
     /// Puts a chunk at the end.
-    pub fn push(&mut self, chunk: Vec<u8>) {
+    pub fn push(&mut self, chunk: Bytes) {
         if !chunk.is_empty() {
             self.bytes += chunk.len();
             self.chunks.push_back(chunk);
@@ -26,19 +26,18 @@ impl SendQueue {
 
     /// The bytes to send next; empty when there are none.
     pub fn front(&self) -> &[u8] {
-        self.chunks
-            .front()
-            .map_or(&[], |chunk| &chunk[self.taken..])
+        self.chunks.front().map_or(&[], |chunk| chunk)
     }
 
     /// Takes `n` bytes of what [`SendQueue::front`] gave.
     pub fn advance(&mut self, n: usize) {
-        debug_assert!(n <= self.front().len());
-        self.taken += n;
-        self.bytes -= n;
-        if self.front().is_empty() {
-            self.chunks.pop_front();
-            self.taken = 0;
+        if let Some(chunk) = self.chunks.front_mut() {
+            debug_assert!(n <= chunk.len());
+            chunk.advance(n);
+            self.bytes -= n;
+            if chunk.is_empty() {
+                self.chunks.pop_front();
+            }
         }
     }
 
@@ -74,7 +73,7 @@ mod tests {
             let mut queue = SendQueue::default();
             let all: Vec<u8> = chunks.concat();
             for chunk in chunks {
-                queue.push(chunk);
+                queue.push(chunk.into());
             }
             let mut got = Vec::new();
             let mut steps = steps.iter().cycle();

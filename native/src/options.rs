@@ -23,6 +23,7 @@ pub fn decode(opts: Term) -> Result<(SocketAddr, Limits), Atom> {
     let limits = Limits {
         max_udp_payload: get(opts, atoms::max_udp_payload())?,
         path_mtu_discovery: get(opts, atoms::path_mtu_discovery())?,
+        data_streams: get(opts, atoms::data_streams())?,
         send_queue_high: get(opts, atoms::send_queue_high())?,
         send_queue_low: get(opts, atoms::send_queue_low())?,
         receive_budget: get(opts, atoms::receive_budget())?,

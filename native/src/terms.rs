@@ -19,12 +19,13 @@ pub mod atoms {
         transport_error, owner_down, endpoint_closed, io,
         econnrefused, eaddrinuse, eaddrnotavail, eacces, enetunreach, ehostunreach, enetdown,
         emfile, eio,
-        ip, port, max_udp_payload, path_mtu_discovery, send_queue_high, send_queue_low,
+        ip, port, max_udp_payload, path_mtu_discovery, data_streams, send_queue_high, send_queue_low,
         receive_budget, stream_window, connection_window, max_frame, max_connections,
         max_half_open,
         peer, local, role, client, server, quic_version, tls_version, cipher, verified, cookie,
         peer_name, mtu, srtt, rttvar, min_rtt, cwnd, packets_sent, packets_received, packets_lost,
         bytes_sent, bytes_received, send_queue, receive_unconsumed, paths,
+        streams_out, streams_in,
         connections, half_open, wake_ups, receive_calls, send_calls, datagrams_received,
         datagrams_dropped, connections_dropped, send_errors,
     }
@@ -228,6 +229,14 @@ pub fn connection_info<'a>(env: Env<'a>, info: &ConnectionInfo) -> Term<'a> {
             (atoms::send_queue(), info.send_queue.encode(env)),
             (atoms::receive_unconsumed(), info.unconsumed.encode(env)),
             (atoms::paths(), info.paths.encode(env)),
+            (atoms::streams_out(), info.streams_out.encode(env)),
+            (
+                atoms::streams_in(),
+                info.streams_in.map_or_else(
+                    || atoms::undefined().encode(env),
+                    |streams| streams.encode(env),
+                ),
+            ),
         ],
     )
 }

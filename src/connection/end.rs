@@ -88,7 +88,7 @@ impl Connection {
     /// Sends CONNECTION_CLOSE, and is done with the streams.
     pub(super) fn hang_up(&mut self, code: u64, text: &str) {
         self.state = State::Ended;
-        let dropped = self.streams.clear();
+        let dropped = self.outbound.clear();
         self.drained(dropped);
         // Done: quiche has closed already, for a reason of its own.
         let _ = self.quic.close(true, code, text.as_bytes());
@@ -153,7 +153,7 @@ impl Connection {
         }
         self.report(reason);
         self.state = State::Ended;
-        let dropped = self.streams.clear();
+        let dropped = self.outbound.clear();
         self.drained(dropped);
     }
 

@@ -1,11 +1,14 @@
 //! One connection: quiche's state machine, and around it what makes it a carrier: the life of the
-//! connection from handshake to end, its streams (`streams`) and its packets out (`transmit`).
+//! connection from handshake to end (`end`), what is read from its streams (`inbound`) and written
+//! to them (`outbound`), and its packets (`transmit`).
 //!
 //! It takes datagrams, commands and instants, and gives back events and datagrams. It has no
 //! socket, no thread and no clock (quiche reads the clock for its own timers; ours take `now`).
 
 mod end;
-mod streams;
+mod hello;
+mod inbound;
+mod outbound;
 mod transmit;
 
 pub use transmit::{Train, Transmit};
@@ -26,7 +29,8 @@ use crate::identity;
 use crate::layout::Role;
 use crate::table::random_id;
 use end::Suspicion;
-use streams::Streams;
+use inbound::Inbound;
+use outbound::Outbound;
 
 /// Where a connection stands in its life.
 #[derive(Debug)]
@@ -61,7 +65,8 @@ pub struct Connection {
     quic: quiche::Connection,
     role: Role,
     state: State,
-    streams: Streams,
+    inbound: Inbound,
+    outbound: Outbound,
     shared: Arc<Shared>,
     happenings: VecDeque<Happening>,
     suspicion: Option<Suspicion>,
@@ -84,7 +89,8 @@ impl Connection {
             quic,
             role,
             state: State::Handshaking(now + limits.handshake_timeout),
-            streams: Streams::new(role, limits),
+            inbound: Inbound::new(role, limits),
+            outbound: Outbound::new(role, limits),
             shared,
             happenings: VecDeque::new(),
             suspicion: None,
@@ -150,7 +156,7 @@ impl Connection {
 
     /// Somebody owns the connection: the control stream is read from now on.
     pub(crate) fn read_control(&mut self) {
-        self.streams.reads_control = true;
+        self.inbound.reads_control = true;
         if matches!(self.state, State::Unclaimed(_)) {
             self.state = State::Open;
         }
@@ -158,7 +164,7 @@ impl Connection {
 
     /// Somebody takes data: the data streams are read from now on.
     pub(crate) fn read_data(&mut self) {
-        self.streams.reads_data = true;
+        self.inbound.reads_data = true;
     }
 
     /// When [`Connection::work`] wants to be called again.
@@ -259,6 +265,8 @@ impl Connection {
             send_queue: self.shared.send.level(),
             unconsumed: self.shared.receive.level(),
             paths: stats.paths_count,
+            streams_out: self.outbound.streams(),
+            streams_in: self.inbound.peer_streams(),
         })
     }
 }

@@ -1,0 +1,138 @@
+//! Which data stream an outgoing packet takes.
+//!
+//! The rule, argued in `docs/protocol.md`: every signal of one sender takes the same stream, and a
+//! signal whose sender cannot be told is fenced, that is, ordered against every stream. It reads the
+//! bytes that the VM made (distribution header and control message, OTP's `erl_dist_protocol`)
+//! where they lie; whatever it does not know is fenced as well.
+
+use std::collections::HashMap;
+
+use crate::term::{Sender, Terms};
+
+/// Where a packet goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// The data stream of this index.
+    Stream(usize),
+    /// After everything before it, and before everything after it, on every stream.
+    Fence,
+}
+
+/// Fragmented messages under way that are remembered. The VM names them by the sending process, so
+/// there are as many as processes that send large messages at once. Above it they are forgotten:
+/// their remaining fragments are fenced, which is slow and right.
+const MAX_SEQUENCES: usize = 65_536;
+
+const VERSION: u8 = 131;
+const DIST_HEADER: u8 = 68;
+const FRAGMENT_FIRST: u8 = 69;
+const FRAGMENT_NEXT: u8 = 70;
+const PASS_THROUGH: u8 = 112;
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub struct Router {
+    streams: usize,
+    sequences: HashMap<u64, Route>,
+}
+
+impl Router {
+    /// A router over this many streams.
+    pub fn new(streams: usize) -> Self {
+        Router {
+            streams: streams.max(1),
+            sequences: HashMap::new(),
+        }
+    }
+
+    /// Where this packet goes.
+    pub fn route(&mut self, packet: &[u8]) -> Route {
+        if self.streams == 1 {
+            return Route::Stream(0);
+        }
+        match *packet {
+            // No atom cache references (0): they are never negotiated with more than one stream.
+            [VERSION, DIST_HEADER, 0, ref control @ ..] => self.of_control(control),
+            [PASS_THROUGH, VERSION, ref control @ ..] => self.of_control(control),
+            [VERSION, FRAGMENT_FIRST, ref rest @ ..] => self.first_fragment(rest),
+            [VERSION, FRAGMENT_NEXT, ref rest @ ..] => self.next_fragment(rest),
+            _ => Route::Fence,
+        }
+    }
+
+    fn of_control(&self, control: &[u8]) -> Route {
+        match sender(control) {
+            // Processes that are spawned one after the other have ids one after the other, and so
+            // take different streams: better than what a hash would do for few senders.
+            Some(Sender(id)) => Route::Stream((id % self.streams as u64) as usize),
+            None => Route::Fence,
+        }
+    }
+
+    fn first_fragment(&mut self, rest: &[u8]) -> Route {
+        let Some((sequence, fragment, [0, control @ ..])) = fragment_header(rest) else {
+            return Route::Fence;
+        };
+        let route = self.of_control(control);
+        if fragment > 1 {
+            if self.sequences.len() >= MAX_SEQUENCES {
+                self.sequences.clear();
+            }
+            self.sequences.insert(sequence, route);
+        }
+        route
+    }
+
+    fn next_fragment(&mut self, rest: &[u8]) -> Route {
+        let Some((sequence, fragment, _)) = fragment_header(rest) else {
+            return Route::Fence;
+        };
+        // Fragments are counted down to 1.
+        let route = if fragment > 1 {
+            self.sequences.get(&sequence).copied()
+        } else {
+            self.sequences.remove(&sequence)
+        };
+        route.unwrap_or(Route::Fence)
+    }
+}
+
+/// Sequence id, fragment id, and what follows them.
+fn fragment_header(rest: &[u8]) -> Option<(u64, u64, &[u8])> {
+    let (sequence, rest) = rest.split_first_chunk::<8>()?;
+    let (fragment, rest) = rest.split_first_chunk::<8>()?;
+    Some((
+        u64::from_be_bytes(*sequence),
+        u64::from_be_bytes(*fragment),
+        rest,
+    ))
+}
+
+/// The process or port whose signal a control message is, if it says so.
+fn sender(control: &[u8]) -> Option<Sender> {
+    let mut terms = Terms::of_tuple(control)?;
+    let operation = terms.small_integer()?;
+    let before = match operation {
+        // LINK, EXIT, UNLINK, REG_SEND, EXIT2, and the same with a trace token; MONITOR_P,
+        // DEMONITOR_P, MONITOR_P_EXIT; SEND_SENDER; PAYLOAD_EXIT, PAYLOAD_EXIT2,
+        // PAYLOAD_MONITOR_P_EXIT; ALIAS_SEND. The sender comes first. Of an exit that is monitored
+        // by name it is the name, which says nothing of the process that had it.
+        1 | 3 | 4 | 6 | 8 | 13 | 16 | 18 | 19..=28 | 33 | 34 => 0,
+        // SPAWN_REQUEST: after the request's reference. UNLINK_ID and its ACK: after the id.
+        // ALTACT_SIG_SEND: after the flags.
+        29 | 30 | 35..=37 => 1,
+        // SPAWN_REPLY: the result is the new process, whose first signal this is. (An error is
+        // no process, and of nobody's making.)
+        31 | 32 => 3,
+        // SEND has no sender. GROUP_LEADER has the new leader where the sender should be. The rest
+        // is unknown.
+        _ => return None,
+    };
+    for _ in 0..before {
+        terms.skip()?;
+    }
+    terms.sender()
+}
+
+#[cfg(test)]
+mod tests;
