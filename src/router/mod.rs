@@ -9,6 +9,9 @@ use std::collections::HashMap;
 
 use crate::term::{Sender, Terms};
 
+#[cfg(any(test, feature = "counterexamples"))]
+mod wrong;
+
 /// Where a packet goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Route {
@@ -34,6 +37,8 @@ const PASS_THROUGH: u8 = 112;
 pub struct Router {
     streams: usize,
     sequences: HashMap<u64, Route>,
+    #[cfg(feature = "counterexamples")]
+    wrong: Option<wrong::Wrong>,
 }
 
 impl Router {
@@ -42,6 +47,8 @@ impl Router {
         Router {
             streams: streams.max(1),
             sequences: HashMap::new(),
+            #[cfg(feature = "counterexamples")]
+            wrong: wrong::Wrong::of_environment(streams.max(1)),
         }
     }
 
@@ -49,6 +56,10 @@ impl Router {
     pub fn route(&mut self, packet: &[u8]) -> Route {
         if self.streams == 1 {
             return Route::Stream(0);
+        }
+        #[cfg(feature = "counterexamples")]
+        if let Some(wrong) = &mut self.wrong {
+            return wrong.route(packet);
         }
         match *packet {
             // No atom cache references (0): they are never negotiated with more than one stream.

@@ -3,13 +3,13 @@
 
 mod encode;
 mod model;
-mod wrong;
+mod unfenced;
 
+use super::wrong::{FromTo, RoundRobin};
 use super::*;
 use encode::{Name, Packet, Process};
 use model::{Rules, order_is_kept};
 use proptest::prelude::*;
-use wrong::{FromTo, RoundRobin};
 
 fn process(id: u32) -> Process {
     Process { id, serial: 7 }
@@ -195,7 +195,7 @@ fn a_hash_of_from_and_to_is_caught_by_each_hazard() {
 #[test]
 fn trusting_the_leader_in_group_leader_is_caught() {
     let mut router = Router::new(4);
-    let wrong = |packet: &[u8]| match wrong::group_leader_of(packet) {
+    let wrong = |packet: &[u8]| match unfenced::group_leader_of(packet) {
         Some(leader) => Route::Stream((leader % 4) as usize),
         None => router.route(packet),
     };
@@ -205,7 +205,7 @@ fn trusting_the_leader_in_group_leader_is_caught() {
 #[test]
 fn routing_the_exit_of_a_name_by_the_name_is_caught() {
     let mut router = Router::new(4);
-    let wrong = |packet: &[u8]| match wrong::is_exit_of_name(packet) {
+    let wrong = |packet: &[u8]| match unfenced::is_exit_of_name(packet) {
         true => Route::Stream(0),
         false => router.route(packet),
     };
