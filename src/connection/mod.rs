@@ -6,6 +6,8 @@
 
 mod end;
 mod streams;
+#[cfg(test)]
+mod tests;
 mod transmit;
 
 pub use transmit::{Train, Transmit};
