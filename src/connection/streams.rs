@@ -126,6 +126,10 @@ impl Connection {
                 self.read_data_stream(index);
             }
         }
+        self.check_own_streams();
+        if !matches!(self.state, State::Open) {
+            return;
+        }
         // The peer has ended its side in order, and we have all that it sent (`docs/protocol.md`,
         // "The end of a connection").
         let all_data = self.streams.data_in[..DATA_STREAMS as usize]
@@ -133,6 +137,18 @@ impl Connection {
             .all(|stream| stream.ended);
         if self.streams.control_ended && (all_data || !self.streams.reads_data) {
             self.peer_finished();
+        }
+    }
+
+    /// A data stream is written by the side that opened it only.
+    fn check_own_streams(&mut self) {
+        for index in 0..MAX_DATA_STREAMS {
+            let id = self.role.data_stream(index);
+            if self.quic.stream_readable(id) {
+                let text = format!("data on stream {id}, which is not the peer's to write");
+                self.break_off(code::PROTOCOL, &text);
+                return;
+            }
         }
     }
 
@@ -201,7 +217,7 @@ impl Connection {
         let id = self.streams.data_in[index].id;
         // Above the budget nothing is read: the stream's flow control window fills, and the peer
         // stops. `Handle::consumed` brings us back.
-        while !self.shared.receive.must_wait() {
+        while matches!(self.state, State::Open) && !self.shared.receive.must_wait() {
             let buffer = self.streams.data_in[index].reader.take_tail();
             let (bytes, last) = match self.read_stream(id, buffer) {
                 Read::Nothing => return,
@@ -309,9 +325,13 @@ impl Connection {
                 self.prioritise(CONTROL, CONTROL_URGENCY);
                 self.streams.control_opened = true;
             }
+            let room = self.room(CONTROL, self.streams.control_out.front().len());
+            if room == 0 {
+                return;
+            }
             match self
                 .quic
-                .stream_send(CONTROL, self.streams.control_out.front(), false)
+                .stream_send(CONTROL, &self.streams.control_out.front()[..room], false)
             {
                 Ok(0) | Err(quiche::Error::Done) => return,
                 Ok(n) => self.streams.control_out.advance(n),
@@ -328,9 +348,13 @@ impl Connection {
                 self.prioritise(id, DATA_URGENCY);
                 self.streams.data_opened = true;
             }
+            let room = self.room(id, self.streams.data_out.front().len());
+            if room == 0 {
+                break;
+            }
             match self
                 .quic
-                .stream_send(id, self.streams.data_out.front(), false)
+                .stream_send(id, &self.streams.data_out.front()[..room], false)
             {
                 Ok(0) | Err(quiche::Error::Done) => break,
                 Ok(n) => {
@@ -344,6 +368,16 @@ impl Connection {
             }
         }
         drained
+    }
+
+    /// How much of `length` bytes a stream takes now. Given more than the connection's credit,
+    /// quiche sends DATA_BLOCKED, and again at each attempt: two ends would never come to rest.
+    fn room(&mut self, id: u64, length: usize) -> usize {
+        match self.quic.stream_capacity(id) {
+            Ok(capacity) => capacity.min(length),
+            // Stopped, or not opened yet: the write says which.
+            Err(_) => length,
+        }
     }
 
     fn prioritise(&mut self, id: u64, urgency: u8) {
