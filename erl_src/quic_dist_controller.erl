@@ -337,6 +337,14 @@ output_loop(#state{conn = Conn} = State) ->
             quic_dist_log:closed(State#state.node, State#state.peer, Reason),
             _ = erlang:start_timer(?ENDING_MS, self(), ending),
             ?MODULE:ending_loop(State, quic_dist_log:exit_reason(Reason));
+        {quic_dist_input, drained} ->
+            %% It gets `closed' just before we do.
+            receive
+                {quic_dist, Conn, {closed, Reason}} ->
+                    quic_dist_log:closed(State#state.node, State#state.peer,
+                                         Reason),
+                    exit(quic_dist_log:exit_reason(Reason))
+            end;
         {quic_dist, Conn, {control, _AfterHandshake}} ->
             ok = quic_dist_nif:close(Conn, <<"control message after the handshake">>),
             ?MODULE:output_loop(State);
