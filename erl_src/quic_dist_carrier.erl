@@ -9,7 +9,7 @@
 -export([gen_childspecs/1, gen_select/2, gen_address/1, gen_address/2,
          gen_listen/3, gen_accept/1, gen_accept_connection/6, gen_setup/6,
          gen_close/1, is_node_name/1, setopts/2, getopts/2, reject_flags/1]).
--export([accept_loop/2, announce_loop/3, do_accept/7, do_setup/7,
+-export([accept_loop/2, announce_loop/1, do_accept/7, do_setup/7,
          post_nodeup/1, address/2]).
 
 -export_type([listen_handle/0, listen_result/0, incoming/0]).
@@ -28,6 +28,16 @@
 
 %% How long a failed acceptor waits before net_kernel starts the next.
 -define(RETRY_MS, 500).
+
+-record(acceptor, {kernel :: pid(),
+                   family :: family(),
+                   %% monitor of the endpoint server
+                   server :: reference(),
+                   %% peers announced to net_kernel, which has not answered yet
+                   announced = queue:new() :: queue:queue(quic_dist_nif:peer()),
+                   %% processes in the distribution handshake, and their peers
+                   shaking = #{} :: #{pid() => {reference(),
+                                                quic_dist_nif:peer()}}}).
 
 %% @doc The supervisor to start under `net_sup'.
 -spec gen_childspecs(family()) -> {ok, [supervisor:child_spec()]}.
@@ -143,7 +153,8 @@ accept_loop(Kernel, {quic_dist_listen, Family, Ip, Port}) ->
     try quic_dist_endpoint:attach(Family, Ip, Port) of
         {ok, Server} ->
             Monitor = erlang:monitor(process, Server),
-            announce_loop(Kernel, Family, Monitor);
+            announce_loop(#acceptor{kernel = Kernel, family = Family,
+                                    server = Monitor});
         {error, Reason} ->
             quic_dist_log:log(error, "quic_dist: cannot listen on ~ts: ~ts",
                               [quic_dist_log:peer({Ip, Port}),
@@ -158,20 +169,42 @@ retry_later(Reason) ->
     receive after ?RETRY_MS -> exit({listen, Reason}) end.
 
 %% @private
--spec announce_loop(pid(), family(), reference()) -> no_return().
-announce_loop(Kernel, Family, Monitor) ->
+-spec announce_loop(#acceptor{}) -> no_return().
+announce_loop(#acceptor{kernel = Kernel, server = Server} = State) ->
     receive
         {quic_dist_accept, Conn, Peer} ->
-            Kernel ! {accept, self(), {Conn, Peer}, Family, quic},
-            ?MODULE:announce_loop(Kernel, Family, Monitor);
+            Kernel ! {accept, self(), {Conn, Peer}, State#acceptor.family, quic},
+            Announced = queue:in(Peer, State#acceptor.announced),
+            ?MODULE:announce_loop(State#acceptor{announced = Announced});
         {Kernel, controller, Pid} ->
             Pid ! {self(), controller},
-            ?MODULE:announce_loop(Kernel, Family, Monitor);
+            ?MODULE:announce_loop(shaking_hands(Pid, State));
+        {quic_dist_up, Pid} ->
+            ?MODULE:announce_loop(shaken(Pid, State));
+        {'DOWN', Server, process, _, Reason} ->
+            exit({endpoint, Reason});
+        {'DOWN', _, process, Pid, Reason} ->
+            ?MODULE:announce_loop(not_shaken(Pid, Reason, State));
         {Kernel, unsupported_protocol} ->
-            exit(unsupported_protocol);
-        {'DOWN', Monitor, process, _Server, Reason} ->
-            exit({endpoint, Reason})
+            exit(unsupported_protocol)
     end.
+
+%% net_kernel answers announcements in their order.
+shaking_hands(Pid, #acceptor{announced = Announced, shaking = Shaking} = State) ->
+    {{value, Peer}, Rest} = queue:out(Announced),
+    Monitor = erlang:monitor(process, Pid),
+    State#acceptor{announced = Rest, shaking = Shaking#{Pid => {Monitor, Peer}}}.
+
+shaken(Pid, #acceptor{shaking = Shaking} = State) ->
+    {{Monitor, _Peer}, Rest} = maps:take(Pid, Shaking),
+    erlang:demonitor(Monitor, [flush]),
+    State#acceptor{shaking = Rest}.
+
+%% dist_util is silent about most of what a peer can do wrong.
+not_shaken(Pid, Reason, #acceptor{shaking = Shaking} = State) ->
+    {{_Monitor, Peer}, Rest} = maps:take(Pid, Shaking),
+    quic_dist_log:not_shaken(Peer, Reason),
+    State#acceptor{shaking = Rest}.
 
 %% @doc Starts the process that shakes hands on an incoming connection.
 -spec gen_accept_connection(family(), pid(), incoming(), node(), list(),
@@ -191,12 +224,15 @@ do_accept(Kernel, Family, AcceptPid, {Conn, {Ip, _} = Peer}, MyNode, Allowed,
     case check_ip(Ip) of
         true ->
             Controller = start_controller(Conn, Family, Peer, Kernel),
+            %% It is called by this process, and not kept.
+            Up = fun(_) -> AcceptPid ! {quic_dist_up, self()}, ok end,
             dist_util:handshake_other_started(
               (hs_data(Controller))#hs_data{kernel_pid = Kernel,
                                             this_node = MyNode,
                                             timer = Timer,
                                             this_flags = 0,
-                                            allowed = Allowed});
+                                            allowed = Allowed,
+                                            f_setopts_post_nodeup = Up});
         false ->
             quic_dist_log:log(error, "quic_dist: connection attempt from "
                               "disallowed IP ~ts", [quic_dist_log:peer(Peer)]),

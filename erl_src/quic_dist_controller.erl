@@ -15,7 +15,7 @@
 -export([start_link/3, set_supervisor/2, set_node/2, get_node/1,
          send/2, recv/3, getll/1, get_address/2, pre_nodeup/1,
          handshake_complete/3, tick/1, getstat/1, info/1]).
--export([init/3, handshake_loop/1, output_loop/1, ending_loop/1]).
+-export([init/3, handshake_loop/1, output_loop/1, ending_loop/2]).
 
 -include_lib("kernel/include/net_address.hrl").
 
@@ -294,8 +294,9 @@ start_output(From, DHandle, #state{conn = Conn} = State) ->
     false = erlang:dist_ctrl_set_opt(DHandle, get_size, true),
     Result = quic_dist_nif:set_input(Conn, Input),
     reply(From, ok),
-    %% Traffic is no more urgent than what causes it.
-    process_flag(priority, normal),
+    %% As a port's I/O, traffic does not wait its turn among the processes that
+    %% are runnable: a busy node would else be a slow one, and then a dead one.
+    process_flag(priority, high),
     case Result of
         ok ->
             erlang:dist_ctrl_get_data_notification(DHandle),
@@ -325,20 +326,29 @@ output_loop(#state{conn = Conn} = State) ->
             ?MODULE:output_loop(State);
         {?MODULE, From, Request} ->
             ?MODULE:output_loop(common_call(Request, From, State));
-        {send, From, Ref, Packet} when is_pid(From) ->
+        {send, From, Ref, Packet} when is_pid(From), not State#state.busy ->
             %% What OTP's distribution_SUITE asks of a controller that is a
             %% process: a packet of its own making, where a port would take
-            %% port_command/2.
-            From ! {Ref, send_packets(Conn, [Packet])},
-            ?MODULE:output_loop(State);
+            %% port_command/2. While the queue is full the caller waits.
+            Result = send_packets(Conn, [Packet]),
+            From ! {Ref, Result},
+            ?MODULE:output_loop(State#state{busy = Result =:= busy});
         {quic_dist, Conn, {closed, Reason}} ->
             quic_dist_log:closed(State#state.node, State#state.peer, Reason),
-            _ = erlang:start_timer(?ENDING_MS, self(), {exit, Reason}),
-            ?MODULE:ending_loop(State);
+            _ = erlang:start_timer(?ENDING_MS, self(), ending),
+            ?MODULE:ending_loop(State, quic_dist_log:exit_reason(Reason));
+        {quic_dist_input, drained} ->
+            %% It gets `closed' just before we do.
+            receive
+                {quic_dist, Conn, {closed, Reason}} ->
+                    quic_dist_log:closed(State#state.node, State#state.peer,
+                                         Reason),
+                    exit(quic_dist_log:exit_reason(Reason))
+            end;
         {quic_dist, Conn, {control, _AfterHandshake}} ->
             ok = quic_dist_nif:close(Conn, <<"control message after the handshake">>),
             ?MODULE:output_loop(State);
-        _Unexpected ->
+        _Unexpected when not State#state.busy ->
             ?MODULE:output_loop(State)
     end.
 
@@ -377,15 +387,18 @@ take(_DHandle, _Count, _Bytes, Packets) ->
     {more, Packets}.
 
 %% The input handler gets the same `closed' message, after the last packets
-%% that had arrived. It hands them to the VM, exits, and takes us along.
+%% that had arrived, and says when it has handed them to the VM. Our end takes
+%% it along.
 %% @private
--spec ending_loop(#state{}) -> no_return().
-ending_loop(State) ->
+-spec ending_loop(#state{}, term()) -> no_return().
+ending_loop(State, Reason) ->
     receive
-        {timeout, _, {exit, Reason}} ->
-            exit(quic_dist_log:exit_reason(Reason));
+        {quic_dist_input, drained} ->
+            exit(Reason);
+        {timeout, _, ending} ->
+            exit(Reason);
         {?MODULE, From, Request} ->
-            ?MODULE:ending_loop(common_call(Request, From, State));
-        _ ->
-            ?MODULE:ending_loop(State)
+            ?MODULE:ending_loop(common_call(Request, From, State), Reason);
+        Other when element(1, Other) =/= quic_dist_input ->
+            ?MODULE:ending_loop(State, Reason)
     end.

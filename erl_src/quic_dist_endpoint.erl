@@ -206,7 +206,7 @@ open(Mode, Ip, Ports, State) ->
     end.
 
 prepare(State) ->
-    case ensure_nif() of
+    case quic_dist_nif:load() of
         ok ->
             case quic_dist_opts:limits() of
                 {ok, Limits} ->
@@ -239,18 +239,6 @@ shut(#state{endpoint = undefined} = State) ->
 shut(#state{endpoint = Endpoint} = State) ->
     ok = quic_dist_nif:endpoint_close(Endpoint),
     State#state{mode = closed, endpoint = undefined, port = 0, waiting = []}.
-
-%% A module whose on_load function failed is gone: its functions are undefined.
-ensure_nif() ->
-    case code:ensure_loaded(quic_dist_nif) of
-        {module, quic_dist_nif} ->
-            ok;
-        {error, Reason} ->
-            {Path, Text} = persistent_term:get({quic_dist_nif, load_error},
-                                               {"quic_dist_nif",
-                                                atom_to_list(Reason)}),
-            {error, {nif_not_loaded, Path, Text}}
-    end.
 
 %%% Incoming connections
 

@@ -3,7 +3,8 @@
 -module(quic_dist_input).
 
 -export([start_link/2]).
--export([init/2, loop/2]).
+-export([init/3, loop/3]).
+
 
 %% How long to wait for the process that knows the true reason to end us.
 -define(DEATH_ROW_MS, 5000).
@@ -12,29 +13,32 @@
 %% nothing until `quic_dist_nif:set_input/2'.
 -spec start_link(quic_dist_nif:connection(), erlang:dist_handle()) -> pid().
 start_link(Conn, DHandle) ->
-    spawn_opt(?MODULE, init, [Conn, DHandle],
-              [link, {message_queue_data, off_heap}, {fullsweep_after, 0}]).
+    spawn_opt(?MODULE, init, [self(), Conn, DHandle],
+              [link, {priority, high}, {message_queue_data, off_heap},
+               {fullsweep_after, 0}]).
 
 %% @private
--spec init(quic_dist_nif:connection(), erlang:dist_handle()) -> no_return().
-init(Conn, DHandle) ->
-    loop(Conn, DHandle).
+-spec init(pid(), quic_dist_nif:connection(), erlang:dist_handle()) ->
+          no_return().
+init(Controller, Conn, DHandle) ->
+    loop(Controller, Conn, DHandle).
 
 %% @private
--spec loop(quic_dist_nif:connection(), erlang:dist_handle()) -> no_return().
-loop(Conn, DHandle) ->
+-spec loop(pid(), quic_dist_nif:connection(), erlang:dist_handle()) ->
+          no_return().
+loop(Controller, Conn, DHandle) ->
     receive
         {quic_dist_packets, Conn, Packets, Bytes} ->
             put_packets(DHandle, Packets),
             ok = quic_dist_nif:consumed(Conn, Bytes);
-        {quic_dist, Conn, {closed, Reason}} ->
+        {quic_dist, Conn, {closed, _Reason}} ->
             %% The last message: all that had arrived has been delivered.
-            %% The link takes the controller along, with this reason.
-            exit(quic_dist_log:exit_reason(Reason));
+            Controller ! {?MODULE, drained},
+            death_row();
         _Unexpected ->
             ok
     end,
-    ?MODULE:loop(Conn, DHandle).
+    ?MODULE:loop(Controller, Conn, DHandle).
 
 put_packets(DHandle, [Packet | Packets]) ->
     %% Bad data makes the VM end this connection; then, and when the

@@ -2,7 +2,8 @@
 %% `net_kernel' (exit reasons).
 -module(quic_dist_log).
 
--export([log/3, engine/2, refused/2, closed/3, exit_reason/1, peer/1,
+-export([log/3, engine/2, refused/2, not_shaken/2, closed/3, exit_reason/1,
+         peer/1,
          reason/1]).
 
 %% The peer's code for: its endpoint closes, as its node stops (src/close.rs).
@@ -35,6 +36,25 @@ engine_level(_) -> debug.
 refused(Peer, Reason) ->
     log(level(Reason), "quic_dist: refused a connection from ~ts: ~ts",
         [peer(Peer), reason(Reason)]).
+
+%% @doc Says that an incoming connection ended in the distribution handshake,
+%% with the exit reason of the process that was in it. Quiet where dist_util has
+%% said it already, or the peer dialled at the same time as this node.
+-spec not_shaken(quic_dist_nif:peer(), term()) -> ok.
+not_shaken(Peer, Reason) ->
+    Level = case Reason of
+                setup_timer_timeout -> warning;
+                _ -> info
+            end,
+    log(Level, "quic_dist: connection from ~ts ended in the distribution "
+        "handshake: ~ts", [peer(Peer), not_shaken_reason(Reason)]).
+
+not_shaken_reason(setup_timer_timeout) ->
+    "the peer stalled";
+not_shaken_reason(shutdown) ->
+    "not accepted, or not in the protocol";
+not_shaken_reason(Reason) ->
+    reason(Reason).
 
 %% @doc Says that a connection has ended. Quiet (level info) where the peer
 %% or this node simply went away, as `inet_tcp' is.

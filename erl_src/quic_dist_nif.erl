@@ -16,7 +16,8 @@
 %% </ul>
 -module(quic_dist_nif).
 
--export([identity_new/2,
+-export([load/0,
+         identity_new/2,
          endpoint_open/3, endpoint_close/1, endpoint_set_identity/2,
          endpoint_info/1,
          connect/3, set_owner/2, set_input/2,
@@ -29,8 +30,6 @@
        connect/3, set_owner/2, set_input/2,
        control_send/2, data_send/2, consumed/2, tick/1,
        stats/1, info/1, close/2]).
-
--on_load(load/0).
 
 -define(NOT_LOADED, erlang:nif_error({not_loaded, ?MODULE})).
 
@@ -141,18 +140,23 @@ close(_Conn, _Reason) ->
 
 %%% Loading
 
-%% Fails, as an on_load function should, when the library cannot be loaded:
-%% so an upgrade with a broken library leaves the running code in place. What
-%% was wrong is left where quic_dist_endpoint finds it, because a module whose
-%% on_load function failed can't be asked.
+%% @doc Loads the library, once; until then every other function fails.
+%%
+%% Not by `-on_load': in a release (embedded mode) those functions run after
+%% the distribution has started. So a module that is loaded again would have no
+%% library, for this one cannot be upgraded in a running node: the module is
+%% made sticky, and what would load it again is told so.
+-spec load() -> ok | {error, {nif_not_loaded, file:filename(), string()}}.
 load() ->
     Path = library_path(),
     case erlang:load_nif(Path, 0) of
         ok ->
+            true = code:stick_mod(?MODULE),
             ok;
-        {error, {_Kind, Text}} = Error ->
-            persistent_term:put({?MODULE, load_error}, {Path, Text}),
-            Error
+        {error, {reload, _Loaded}} ->
+            ok;
+        {error, {_Kind, Text}} ->
+            {error, {nif_not_loaded, Path, Text}}
     end.
 
 %% The distribution starts before the file server: only erl_prim_loader and

@@ -224,13 +224,12 @@ impl Side {
         }
     }
 
-    /// When something of what waits here is due.
-    fn next_due(&self, now: Instant) -> Option<Instant> {
+    /// When the next of what was not due yet will be. What was waits for the network.
+    fn next_due(&self, passed_on: Instant) -> Option<Instant> {
         self.pipes
             .values()
             .filter_map(|pipe| Some(pipe.waiting.front()?.due))
-            // What is due already waits for the network.
-            .filter(|&due| due > now)
+            .filter(|&due| due > passed_on)
             .min()
     }
 
@@ -263,13 +262,14 @@ fn run() -> Result<(), Failure> {
     let mut events = Events::with_capacity(8);
     let mut buffer = vec![0; 65_535];
     let mut counts = Counts::default();
+    let mut passed_on = Instant::now();
     loop {
         let now = Instant::now();
         let wake = [&near, &far]
             .into_iter()
             .flat_map(|side| {
                 let timer = side.quic.as_ref().and_then(|quic| quic.timeout_instant());
-                [timer, side.next_due(now)]
+                [timer, side.next_due(passed_on)]
             })
             .flatten()
             .min();
@@ -297,6 +297,7 @@ fn run() -> Result<(), Failure> {
         }
         near.pass_on(&mut far, now);
         far.pass_on(&mut near, now);
+        passed_on = now;
         let ended = near.has_ended() || far.has_ended();
         if ended {
             end(&mut near, &mut far);

@@ -132,6 +132,17 @@ impl<E: Events> Driver<E> {
     /// told: one wrong assumption must not leave processes waiting for events.
     pub fn run(mut self) {
         let result = std::panic::catch_unwind(AssertUnwindSafe(|| self.turns()));
+        // Somebody may have dialled since the last turn.
+        while let Ok(command) = self.commands.try_recv() {
+            if let Command::Endpoint(EndpointCommand::Connect {
+                handle, mut peer, ..
+            }) = command
+            {
+                handle.end();
+                self.events
+                    .event(&mut peer, Event::Closed(CloseReason::EndpointClosed));
+            }
+        }
         for entry in &mut self.entries {
             entry.1.handle.end();
             if let Some(mut peer) = entry.1.peer.take() {

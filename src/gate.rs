@@ -105,7 +105,7 @@ mod tests {
                 }
             })
         };
-        for _ in 0..200_000 {
+        for _ in 0..10_000 {
             gate.add(7);
             tx.send(7).unwrap();
             if gate.must_wait() {

@@ -227,6 +227,9 @@ impl Handle {
     /// [`Prefix::Data`]: the caller frames them while it copies them out of the BEAM, so that they
     /// are copied once.
     pub fn send_data(&self, framed: Vec<u8>) -> Result<SendStatus, SendError> {
+        if self.is_closed() {
+            return Err(SendError::Closed);
+        }
         self.shared.send.add(framed.len());
         self.command(ConnectionCommand::Data(framed))?;
         Ok(if self.shared.send.must_wait() {

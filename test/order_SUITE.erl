@@ -49,12 +49,12 @@ groups() ->
      {one, [], Some ++ [total_order, atom_cache]}].
 
 %% Data streams of A and of B, and what is held.
-network(four_rotating) -> {4, 4, ["--rotate", "40"]};
+network(four_rotating) -> {4, 4, ["--rotate", "20"]};
 network(four_random) -> {4, 4, ["--random", "1:40"]};
-network(four_held) -> {4, 4, ["--hold", "4:150", "--hold", "9:150"]};
+network(four_held) -> {4, 4, ["--hold", "4:80", "--hold", "9:80"]};
 network(sixteen) -> {16, 16, ["--rotate", "20", "--streams", "3"]};
-network(one_and_four) -> {1, 4, ["--rotate", "40"]};
-network(sixteen_and_one) -> {16, 1, ["--rotate", "40"]};
+network(one_and_four) -> {1, 4, ["--rotate", "20"]};
+network(sixteen_and_one) -> {16, 1, ["--rotate", "20"]};
 network(one) -> {1, 1, ["--random", "2:20"]}.
 
 init_per_suite(Config) ->
@@ -540,9 +540,9 @@ atom_cache(Config) ->
 watch_input(Node) ->
     #{connections := Connections} = quic_dist:info(),
     [Controller] = [C || #{node := N, controller := C} <- Connections, N =:= Node],
-    {links, Links} = process_info(Controller, links),
-    [Input] = [P || P <- Links, is_pid(P), node(P) =:= node(),
-                    process_info(P, current_function) =:= {current_function, {quic_dist_input, loop, 2}}],
+    %% it is started a little after the VM says that the node is up
+    ?LIB:wait_until({input, Controller}, fun() -> inputs(Controller) =/= [] end, ?DEADLINE),
+    [Input] = inputs(Controller),
     Caller = self(),
     Watch = spawn(fun() ->
         1 = erlang:trace(Input, true, ['receive']),
@@ -551,10 +551,14 @@ watch_input(Node) ->
     end),
     receive {Watch, watching} -> Watch after ?DEADLINE -> error(deadline) end.
 
+inputs(Controller) ->
+    {links, Links} = process_info(Controller, links),
+    [P || P <- Links, is_pid(P), {initial_call, {quic_dist_input, _, _}} <- [process_info(P, initial_call)]].
+
 -spec absorb([binary()], pid()) -> no_return().
 absorb(Packets, Input) ->
     receive
-        {trace, Input, 'receive', {quic_dist_packets, _, New, _}} -> absorb(Packets ++ New, Input);
+        {trace, Input, 'receive', Received} when element(1, Received) =:= quic_dist_packets -> absorb(Packets ++ element(3, Received), Input);
         {packets, From} -> From ! {packets, self(), Packets}, absorb(Packets, Input);
         {stop, From} -> From ! {stopped, self()};
         _ -> absorb(Packets, Input)

@@ -54,14 +54,14 @@ reply(Socket, Term) ->
 keep_log() ->
     keeper(?LOG, fun() -> ok = logger:add_handler(?LOG, ?MODULE, #{level => all}) end, fun(_) -> ok end).
 
-%% Level, domain and text of each event, oldest first.
--spec log_lines() -> [{logger:level(), [atom()], binary()}].
+%% Level and text of each event, oldest first.
+-spec log_lines() -> [{logger:level(), binary()}].
 log_lines() -> [Line || {_, Line} <- ets:tab2list(?LOG)].
 
 -spec log(logger:log_event(), logger:handler_config()) -> true.
-log(#{level := Level, meta := Meta} = Event, _Config) ->
+log(#{level := Level} = Event, _Config) ->
     Text = logger_formatter:format(Event, #{single_line => true, template => [msg]}),
-    store(?LOG, {Level, maps:get(domain, Meta, []), unicode:characters_to_binary(Text)}).
+    store(?LOG, {Level, unicode:characters_to_binary(Text)}).
 
 %% Starts to keep nodeup and nodedown messages, for node_events/0.
 -spec watch_nodes() -> ok.

@@ -42,6 +42,10 @@ impl Connection {
             Closing::Asked(text) => (CloseReason::LocalClosed { text }, true),
             Closing::OwnerDown => (CloseReason::OwnerDown, true),
         };
+        // Asked again (an owner that closes and then exits): the first order stands.
+        if matches!(self.state, State::Lingering(_) | State::Ended) {
+            return;
+        }
         let was_open = matches!(self.state, State::Open);
         self.report(reason);
         if was_open && orderly && self.quic.is_established() {

@@ -2,7 +2,7 @@
 
 use bytes::BufMut;
 
-use super::{Connection, hello};
+use super::{Connection, State, hello};
 use crate::close::code;
 use crate::config::Limits;
 use crate::event::Event;
@@ -107,6 +107,10 @@ impl Connection {
             }
             self.check_other_streams(streams);
         }
+        self.check_own_streams();
+        if !matches!(self.state, State::Open) {
+            return;
+        }
         // The peer has ended its side in order, and we have all that it sent (`docs/protocol.md`,
         // "The end of a connection").
         if self.inbound.finished() {
@@ -188,7 +192,10 @@ impl Connection {
     fn read_data_stream(&mut self, index: usize) {
         // Above the budget nothing is read: the stream's flow control window fills, and the peer
         // stops. `Handle::consumed` brings us back.
-        while self.wants(index) && !self.shared.receive.must_wait() {
+        while matches!(self.state, State::Open)
+            && self.wants(index)
+            && !self.shared.receive.must_wait()
+        {
             let stream = &mut self.inbound.data[index];
             let id = stream.id;
             let tail = stream.reader.take_tail();
@@ -257,6 +264,17 @@ impl Connection {
         }
         self.deliver(frames);
         true
+    }
+
+    /// A data stream is written by the side that opened it only.
+    fn check_own_streams(&mut self) {
+        let stray = (0..self.outbound.streams() as u64)
+            .map(|index| self.role.data_stream(index))
+            .find(|&id| self.quic.stream_readable(id));
+        if let Some(id) = stray {
+            let text = format!("data on stream {id}, which is not the peer's to write");
+            self.break_off(code::PROTOCOL, &text);
+        }
     }
 
     /// The transport gives credit for as many data streams as any peer may write; this one has

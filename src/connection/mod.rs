@@ -9,6 +9,8 @@ mod end;
 mod hello;
 mod inbound;
 mod outbound;
+#[cfg(test)]
+mod tests;
 mod transmit;
 
 pub use transmit::{Train, Transmit};
@@ -47,6 +49,9 @@ enum State {
     Ended,
 }
 
+/// How long an ended connection is kept at most.
+const FORGET_AFTER: Duration = Duration::from_secs(3);
+
 /// Something that happened to a connection, for its driver.
 #[derive(Debug)]
 pub enum Happening {
@@ -74,6 +79,9 @@ pub struct Connection {
     held: Option<(Vec<u8>, quiche::SendInfo)>,
     handshake_timeout: Duration,
     linger: Duration,
+    /// When an ended connection is forgotten though quiche has not closed it.
+    forget: Option<Instant>,
+    forgotten: bool,
 }
 
 impl Connection {
@@ -97,6 +105,8 @@ impl Connection {
             held: None,
             handshake_timeout: limits.handshake_timeout,
             linger: limits.linger,
+            forget: None,
+            forgotten: false,
         }
     }
 
@@ -126,6 +136,12 @@ impl Connection {
         self.check_suspicion(now);
         self.check_deadline(now);
         self.check_end();
+        // Where nothing may be sent any more (RFC 9000, section 8.1), CONNECTION_CLOSE cannot leave,
+        // and quiche would wait for that for ever.
+        if matches!(self.state, State::Ended) {
+            let at = *self.forget.get_or_insert(now + FORGET_AFTER);
+            self.forgotten = at <= now;
+        }
     }
 
     fn count_packets(&mut self) {
@@ -176,6 +192,7 @@ impl Connection {
         [
             own,
             self.suspicion.as_ref().map(Suspicion::deadline),
+            self.forget,
             self.quic.timeout_instant(),
         ]
         .into_iter()
@@ -199,7 +216,9 @@ impl Connection {
 
     /// Whether the connection can be forgotten.
     pub fn is_over(&self) -> bool {
-        matches!(self.state, State::Ended) && self.quic.is_closed() && self.held.is_none()
+        matches!(self.state, State::Ended)
+            && (self.quic.is_closed() || self.forgotten)
+            && self.held.is_none()
     }
 
     /// Makes new connection ids for the peer to use, as many as it takes, each paired with nothing

@@ -189,10 +189,12 @@ impl Connection {
                 self.prioritise(CONTROL, CONTROL_URGENCY, false);
                 self.outbound.control_opened = true;
             }
-            match self
-                .quic
-                .stream_send(CONTROL, self.outbound.control.front(), false)
-            {
+            let room = self.room(CONTROL, self.outbound.control.front().len());
+            if room == 0 {
+                return;
+            }
+            let bytes = &self.outbound.control.front()[..room];
+            match self.quic.stream_send(CONTROL, bytes, false) {
                 Ok(0) | Err(quiche::Error::Done) => return,
                 Ok(n) => self.outbound.control.advance(n),
                 Err(error) => return self.write_failed(CONTROL, error),
@@ -214,10 +216,12 @@ impl Connection {
                 // Incremental: streams of one urgency take turns.
                 self.prioritise(id, urgency, true);
             }
-            match self
-                .quic
-                .stream_send(id, self.outbound.data[index].queue.front(), false)
-            {
+            let room = self.room(id, self.outbound.data[index].queue.front().len());
+            if room == 0 {
+                break;
+            }
+            let bytes = &self.outbound.data[index].queue.front()[..room];
+            match self.quic.stream_send(id, bytes, false) {
                 Ok(0) | Err(quiche::Error::Done) => break,
                 Ok(n) => {
                     self.outbound.data[index].queue.advance(n);
@@ -230,6 +234,16 @@ impl Connection {
             }
         }
         drained
+    }
+
+    /// How much of `length` bytes a stream takes now. Given more than the connection's credit,
+    /// quiche sends DATA_BLOCKED, and again at each attempt: two ends would never come to rest.
+    fn room(&mut self, id: u64, length: usize) -> usize {
+        match self.quic.stream_capacity(id) {
+            Ok(capacity) => capacity.min(length),
+            // Stopped, or not opened yet: the write says which.
+            Err(_) => length,
+        }
     }
 
     fn prioritise(&mut self, id: u64, urgency: u8, incremental: bool) {

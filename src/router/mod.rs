@@ -67,6 +67,8 @@ impl Router {
             [PASS_THROUGH, VERSION, ref control @ ..] => self.of_control(control),
             [VERSION, FRAGMENT_FIRST, ref rest @ ..] => self.first_fragment(rest),
             [VERSION, FRAGMENT_NEXT, ref rest @ ..] => self.next_fragment(rest),
+            // Nothing at all: the VM makes no such packet, and a fence could not carry it.
+            [] => Route::Stream(0),
             _ => Route::Fence,
         }
     }

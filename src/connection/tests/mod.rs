@@ -41,10 +41,12 @@ static AUTHORITY: LazyLock<CookieAuthority> =
 static IDENTITY: LazyLock<NodeIdentity> =
     LazyLock::new(|| NodeIdentity::mint(&AUTHORITY, "node@192.0.2.1").unwrap());
 
-/// Limits with which nothing is slow: full-size packets from the start.
+/// Limits with which nothing is slow: full-size packets from the start. One data stream: what the
+/// router makes of several is tested in `fences`, and where it is ([`crate::router`]).
 pub(super) fn limits() -> Limits {
     Limits {
         path_mtu_discovery: false,
+        data_streams: 1,
         ..Limits::default()
     }
 }
@@ -252,7 +254,11 @@ impl Side {
     }
 
     fn happened(&mut self, happening: Happening) {
-        assert_eq!(self.ended(), None, "something came after the end: {happening:?}");
+        assert_eq!(
+            self.ended(),
+            None,
+            "something came after the end: {happening:?}"
+        );
         match happening {
             Happening::Incoming | Happening::Event(Event::Connected) => {
                 assert!(!self.established, "established twice");
@@ -290,10 +296,17 @@ impl Side {
         let mut out = Vec::new();
         while let Some(transmit) = self.connection.transmit(&mut self.train, now) {
             assert_eq!(transmit.from, self.address());
-            assert!(transmit.length <= 65_535 - 48, "no UDP datagram holds this train");
+            assert!(
+                transmit.length <= 65_535 - 48,
+                "no UDP datagram holds this train"
+            );
             assert!(transmit.length.div_ceil(transmit.segment) <= 64);
             let bytes = self.train.bytes(&transmit);
-            out.extend(bytes.chunks(transmit.segment).map(|d| (d.to_vec(), transmit.to)));
+            out.extend(
+                bytes
+                    .chunks(transmit.segment)
+                    .map(|d| (d.to_vec(), transmit.to)),
+            );
         }
         out
     }
@@ -377,8 +390,14 @@ impl Pair {
         for (to, mut datagram) in self.net.due() {
             moved = true;
             match to {
-                Role::Client => self.client.connection.receive(&mut datagram, SERVER, CLIENT),
-                Role::Server => self.server.connection.receive(&mut datagram, CLIENT, SERVER),
+                Role::Client => self
+                    .client
+                    .connection
+                    .receive(&mut datagram, SERVER, CLIENT),
+                Role::Server => self
+                    .server
+                    .connection
+                    .receive(&mut datagram, CLIENT, SERVER),
             }
         }
         moved || !self.net.flying.is_empty()
@@ -403,6 +422,15 @@ impl Pair {
             }
             if !self.step() {
                 // quiche's timers run on the clock.
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+    }
+
+    /// A few steps.
+    pub fn settle_briefly(&mut self) {
+        for _ in 0..20 {
+            if !self.step() {
                 std::thread::sleep(Duration::from_millis(1));
             }
         }
@@ -448,7 +476,10 @@ pub(super) fn packet(number: u64, length: usize) -> Vec<u8> {
 
 /// Packets of these lengths.
 pub(super) fn packets(first: u64, lengths: &[usize]) -> Vec<Vec<u8>> {
-    (first..).zip(lengths).map(|(n, &length)| packet(n, length)).collect()
+    (first..)
+        .zip(lengths)
+        .map(|(n, &length)| packet(n, length))
+        .collect()
 }
 
 /// Compares without printing megabytes.

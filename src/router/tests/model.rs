@@ -218,9 +218,9 @@ fn signals(story: &Story) -> Vec<Signal> {
             }
         }
         // The others go on with theirs.
-        for other in 0..under_way.len() {
+        for (other, queue) in under_way.iter_mut().enumerate() {
             if other != slot
-                && let Some((receiver, bytes)) = under_way[other].pop_front()
+                && let Some((receiver, bytes)) = queue.pop_front()
             {
                 signals.push(Signal {
                     sender: other as u8,

@@ -1,4 +1,4 @@
-# test/packaging/run copies this project and says where quic_dist is.
+# packaging/run copies this project and says where quic_dist is.
 defmodule MixUser.MixProject do
   use Mix.Project
 

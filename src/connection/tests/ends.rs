@@ -1,0 +1,312 @@
+//! How connections end, in order and otherwise.
+
+use super::*;
+use crate::close::code;
+
+fn peer_closed(code: u64, text: &str) -> Option<CloseReason> {
+    Some(CloseReason::PeerClosed {
+        code,
+        text: text.into(),
+    })
+}
+
+fn local_closed(text: &str) -> Option<CloseReason> {
+    Some(CloseReason::LocalClosed { text: text.into() })
+}
+
+/// With this a test that waits for the linger time-out fails.
+fn patient() -> Limits {
+    Limits {
+        linger: Duration::from_secs(3600),
+        ..limits()
+    }
+}
+
+fn over(pair: &Pair) -> bool {
+    pair.client.connection.is_over() && pair.server.connection.is_over()
+}
+
+#[test]
+fn an_orderly_end_delivers_everything_before_it() {
+    for closes in [Role::Client, Role::Server] {
+        let mut pair = Pair::connected(&patient());
+        pair.client.send_control(b"hello");
+        pair.settle();
+        let sent = packets(1, &[1_000_000, 0, 2_000_000, 17]);
+        let (from, to) = match closes {
+            Role::Client => (&mut pair.client, &mut pair.server),
+            Role::Server => (&mut pair.server, &mut pair.client),
+        };
+        to.packets.clear();
+        from.send_data(&sent);
+        from.send_control(b"last words");
+        from.handle.close("enough");
+        from.work(Instant::now());
+        assert_eq!(from.closed, local_closed("enough"), "told at once");
+        assert_eq!(to.closed, None);
+        pair.until("both are over", over);
+        let to = match closes {
+            Role::Client => &pair.server,
+            Role::Server => &pair.client,
+        };
+        assert_same(&to.packets, &sent);
+        assert_eq!(to.control.last().unwrap(), b"last words");
+        assert_eq!(to.closed, peer_closed(code::NO_ERROR, ""));
+        assert!(to.handle.is_closed());
+    }
+}
+
+#[test]
+fn an_orderly_end_delivers_everything_on_a_bad_network() {
+    for seed in 41..44 {
+        let faults = Faults {
+            loss: 10,
+            doubled: 10,
+            held: 30,
+        };
+        let mut pair = Pair::faulty(&patient(), seed, faults);
+        let sent = packets(1, &[100_000, 0, 50_000, 17]);
+        pair.client.send_control(b"hello");
+        pair.client.send_data(&sent);
+        pair.client.handle.close("enough");
+        pair.until("the peer knows", |pair| pair.server.closed.is_some());
+        assert_same(&pair.server.packets, &sent);
+        assert_eq!(pair.server.control, [b"hello"]);
+        assert_eq!(pair.server.closed, peer_closed(code::NO_ERROR, ""));
+    }
+}
+
+#[test]
+fn an_orderly_end_waits_for_a_receiver_that_is_behind() {
+    let limits = Limits {
+        receive_budget: 300_000,
+        ..patient()
+    };
+    let mut pair = Pair::connected(&limits);
+    pair.server.consumes = false;
+    let sent = packets(1, &[100_000; 40]);
+    pair.client.send_data(&sent);
+    pair.client.handle.close("enough");
+    pair.settle();
+    assert_eq!(pair.server.closed, None, "there is more to read");
+    assert!(pair.server.packets.len() < 40);
+    while pair.server.closed.is_none() {
+        assert!(pair.server.packets.len() <= 40);
+        pair.server.consume_all();
+        pair.settle_briefly();
+    }
+    assert_same(&pair.server.packets, &sent);
+    assert_eq!(pair.server.closed, peer_closed(code::NO_ERROR, ""));
+    pair.until("both are over", over);
+}
+
+#[test]
+fn an_orderly_end_through_tiny_windows() {
+    let limits = Limits {
+        stream_window: 1024,
+        connection_window: 1500,
+        ..patient()
+    };
+    let mut pair = Pair::connected(&limits);
+    let sent = packets(1, &[10_000, 1020, 1]);
+    pair.client.send_data(&sent);
+    pair.client.send_control(&[9; 2000]);
+    pair.client.handle.close("enough");
+    pair.until("both are over", over);
+    assert_same(&pair.server.packets, &sent);
+    assert_eq!(pair.server.control, [vec![9; 2000]]);
+    assert_eq!(pair.server.closed, peer_closed(code::NO_ERROR, ""));
+}
+
+/// The usual end of an Erlang owner: it closes, and exits. The second command must not cut off
+/// what the first one promised to send.
+#[test]
+fn an_owner_that_closes_and_dies_still_delivers() {
+    let mut pair = Pair::connected(&patient());
+    let sent = packets(1, &[3_000_000]);
+    pair.client.send_control(b"last words");
+    pair.client.send_data(&sent);
+    pair.client.handle.close("enough");
+    pair.client.handle.owner_down();
+    pair.until("both are over", over);
+    assert_eq!(pair.client.closed, local_closed("enough"));
+    assert_same(&pair.server.packets, &sent);
+    assert_eq!(pair.server.control, [b"last words"]);
+}
+
+#[test]
+fn an_owner_that_dies_still_delivers() {
+    let mut pair = Pair::connected(&patient());
+    let sent = packets(1, &[3_000_000]);
+    pair.client.send_data(&sent);
+    pair.client.handle.owner_down();
+    pair.until("both are over", over);
+    assert_eq!(pair.client.closed, Some(CloseReason::OwnerDown));
+    assert_same(&pair.server.packets, &sent);
+}
+
+/// The peer of an orderly end may have nothing to do with data yet.
+#[test]
+fn an_end_before_any_data() {
+    for closes in [Role::Client, Role::Server] {
+        for control in [false, true] {
+            let mut pair = Pair::connected(&patient());
+            if control {
+                pair.client.send_control(b"name");
+                pair.settle();
+            }
+            let closing = match closes {
+                Role::Client => &pair.client,
+                Role::Server => &pair.server,
+            };
+            closing.handle.close("changed my mind");
+            pair.until("both are over", over);
+            let (closing, other) = match closes {
+                Role::Client => (&pair.client, &pair.server),
+                Role::Server => (&pair.server, &pair.client),
+            };
+            assert_eq!(closing.closed, local_closed("changed my mind"));
+            assert_eq!(other.closed, peer_closed(code::NO_ERROR, ""));
+        }
+    }
+}
+
+#[test]
+fn both_close_at_once() {
+    let mut pair = Pair::connected(&patient());
+    pair.client.send_control(b"name");
+    pair.settle();
+    pair.client.send_data(&packets(1, &[500_000]));
+    pair.server.send_data(&packets(2, &[500_000]));
+    pair.client.handle.close("one");
+    pair.server.handle.close("other");
+    pair.until("both are over", over);
+    assert_eq!(pair.client.closed, local_closed("one"));
+    assert_eq!(pair.server.closed, local_closed("other"));
+}
+
+/// A peer that does not read to the end is not waited for longer than the linger time.
+#[test]
+fn lingering_has_an_end() {
+    let mut pair = Pair::connected(&limits());
+    pair.server.consumes = false;
+    pair.client.send_data(&packets(1, &[1_000_000; 12]));
+    pair.client.handle.close("enough");
+    pair.settle();
+    assert!(!pair.client.connection.is_over());
+    pair.ahead = limits().linger + Duration::from_secs(1);
+    pair.until("both are over", over);
+    assert_eq!(pair.client.closed, local_closed("enough"));
+    assert_eq!(pair.server.closed, peer_closed(code::NO_ERROR, ""));
+}
+
+#[test]
+fn a_silent_network_is_not_waited_for_for_ever() {
+    let mut pair = Pair::connected(&limits());
+    pair.net.cut = true;
+    pair.client.send_data(&packets(1, &[10_000_000]));
+    pair.client.handle.close("enough");
+    pair.settle_briefly();
+    pair.ahead = limits().linger + Duration::from_secs(1);
+    pair.until("it is over", |pair| pair.client.connection.is_over());
+}
+
+#[test]
+fn an_endpoint_that_goes_away_delivers_and_says_so() {
+    let mut pair = Pair::connected(&limits());
+    let sent = packets(1, &[1_000_000]);
+    pair.client.send_data(&sent);
+    pair.settle_briefly();
+    pair.client
+        .connection
+        .go_away(Duration::from_secs(60), Instant::now());
+    pair.until("both are over", over);
+    assert_eq!(pair.client.closed, Some(CloseReason::EndpointClosed));
+    assert_same(&pair.server.packets, &sent);
+    assert!(matches!(
+        pair.server.closed,
+        Some(CloseReason::PeerClosed { .. })
+    ));
+}
+
+/// Nothing that comes after the end does anything.
+#[test]
+fn a_closed_connection_takes_nothing() {
+    let mut pair = Pair::connected(&limits());
+    pair.client.handle.close("enough");
+    pair.until("both are over", over);
+    let handle = &pair.client.handle;
+    let closed = crate::SendError::Closed;
+    assert_eq!(handle.send_control(b"x"), Err(closed));
+    assert_eq!(handle.send_data(frame(&[vec![1]])), Err(closed));
+    assert_eq!(handle.tick(), Err(closed));
+    assert_eq!(handle.stat(), Err(closed));
+    assert!(handle.info().is_err());
+    handle.close("again");
+    handle.consumed(10);
+    pair.settle_briefly();
+    assert_eq!(
+        pair.client.queued(),
+        0,
+        "what was refused does not count as queued"
+    );
+}
+
+#[test]
+fn a_handshake_has_its_deadline() {
+    let mut pair = Pair::new(&limits());
+    pair.net.cut = true;
+    pair.settle_briefly();
+    assert_eq!(pair.client.ended(), None);
+    pair.ahead = limits().handshake_timeout - Duration::from_secs(1);
+    pair.settle_briefly();
+    assert_eq!(pair.client.ended(), None);
+    pair.ahead = limits().handshake_timeout;
+    pair.step();
+    assert_eq!(pair.client.closed, Some(CloseReason::HandshakeTimeout));
+    pair.until("it is over", |pair| pair.client.connection.is_over());
+}
+
+#[test]
+fn an_incoming_connection_that_nobody_takes_has_its_deadline() {
+    let mut pair = Pair::new(&limits());
+    pair.server.claims = false;
+    pair.until("both are connected", |pair| {
+        pair.client.established && pair.server.established
+    });
+    pair.settle();
+    assert!(!pair.server.connection.is_half_open());
+    assert_eq!(pair.server.ended(), None);
+    pair.ahead = limits().handshake_timeout + Duration::from_secs(1);
+    pair.until("both are over", over);
+    assert_eq!(pair.server.closed, Some(CloseReason::HandshakeTimeout));
+    assert_eq!(
+        pair.client.closed,
+        peer_closed(code::NOT_ACCEPTED, "nobody accepted the connection")
+    );
+}
+
+#[test]
+fn a_dial_can_be_given_up() {
+    let mut pair = Pair::new(&limits());
+    pair.client.handle.close("changed my mind");
+    pair.until("it is over", |pair| pair.client.connection.is_over());
+    assert_eq!(pair.client.closed, local_closed("changed my mind"));
+}
+
+#[test]
+fn an_idle_connection_ends_where_that_is_asked_for() {
+    let limits = Limits {
+        idle_timeout: Duration::from_millis(400),
+        ..limits()
+    };
+    let mut pair = Pair::connected(&limits);
+    for _ in 0..10 {
+        pair.client.handle.tick().unwrap();
+        pair.settle_briefly();
+    }
+    assert_eq!((pair.client.ended(), pair.server.ended()), (None, None));
+    pair.until("both are over", over);
+    assert_eq!(pair.client.closed, Some(CloseReason::IdleTimeout));
+    assert_eq!(pair.server.closed, Some(CloseReason::IdleTimeout));
+}

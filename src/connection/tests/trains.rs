@@ -1,0 +1,148 @@
+//! Trains of packets: whatever QUIC makes, each packet reaches its own address whole.
+
+use super::*;
+use proptest::prelude::*;
+
+/// What the client does between two turns.
+#[derive(Clone, Debug)]
+enum Act {
+    Data(usize),
+    Control(usize),
+    Tick,
+    Lose,
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    prop_oneof![
+        4 => (0usize..120_000).prop_map(Act::Data),
+        2 => (1usize..3000).prop_map(Act::Control),
+        2 => Just(Act::Tick),
+        1 => Just(Act::Lose),
+    ]
+}
+
+/// The length of each packet of a train is not written anywhere: the receiver cuts by `segment`. So
+/// a train is right if every piece of it is a packet that the receiver authenticates.
+fn check_trains(client: &mut Side, server: &mut Side, lose: bool) -> Result<(), TestCaseError> {
+    let now = Instant::now();
+    client.work(now);
+    while let Some(transmit) = client.connection.transmit(&mut client.train, now) {
+        let bytes = client.train.bytes(&transmit);
+        prop_assert_eq!(transmit.to, SERVER);
+        prop_assert!(transmit.segment <= transmit.length && transmit.length <= 65_535 - 48);
+        let pieces = bytes.chunks(transmit.segment);
+        prop_assert!(pieces.len() <= 64);
+        for piece in pieces {
+            let before = server.connection.quic.stats().recv;
+            if !lose {
+                server
+                    .connection
+                    .receive(&mut piece.to_vec(), CLIENT, SERVER);
+                prop_assert!(
+                    server.connection.quic.stats().recv > before,
+                    "a piece of {} bytes of a train of {} by {} is no packet",
+                    piece.len(),
+                    transmit.length,
+                    transmit.segment
+                );
+            }
+        }
+    }
+    server.work(now);
+    for (mut datagram, _) in server.datagrams(now) {
+        client.connection.receive(&mut datagram, SERVER, CLIENT);
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_piece_of_a_train_is_a_packet(
+        acts in prop::collection::vec(act(), 1..40),
+        mtu in prop_oneof![Just(1200usize), Just(1452), Just(9000), Just(16_000), Just(16_383)],
+        discovery in any::<bool>(),
+    ) {
+        let limits = Limits {
+            max_udp_payload: mtu,
+            path_mtu_discovery: discovery,
+            ..Limits::default()
+        };
+        let (mut client, mut server) = (Side::client(&limits), Side::server(&limits));
+        let start = Instant::now();
+        while !(client.established && server.established) {
+            prop_assert!(start.elapsed() < PATIENCE);
+            check_trains(&mut client, &mut server, false)?;
+        }
+        let mut number = 0;
+        for act in acts {
+            number += 1;
+            let mut lose = false;
+            match act {
+                Act::Data(length) => {
+                    client.send_data(&[packet(number, length), packet(number, 3)]);
+                }
+                Act::Control(length) => client.send_control(&vec![1; length]),
+                Act::Tick => client.handle.tick().unwrap(),
+                Act::Lose => lose = true,
+            }
+            check_trains(&mut client, &mut server, lose)?;
+        }
+    }
+}
+
+/// While a peer tries another address of its own, packets for both addresses are made in one turn.
+#[test]
+fn packets_for_two_addresses_do_not_share_a_train() {
+    let limits = limits();
+    let other: SocketAddr = "192.0.2.1:2002".parse().unwrap();
+    let mut config = quic_config(&limits, Role::Client);
+    let id = random_id().unwrap();
+    let mut peer = quiche::connect(None, &id, CLIENT, SERVER, &mut config).unwrap();
+    let mut server = Side::server(&limits);
+    let mut seen: BTreeMap<Vec<u8>, SocketAddr> = BTreeMap::new();
+    let mut probed = false;
+    let mut to_other = 0;
+    let mut number = 0;
+    let start = Instant::now();
+    let mut buffer = vec![0; 16_383];
+    while to_other < 1 || server.queued() > 0 {
+        assert!(start.elapsed() < PATIENCE, "no path validation was seen");
+        while let Ok((length, info)) = peer.send(&mut buffer) {
+            server
+                .connection
+                .receive(&mut buffer[..length], info.from, SERVER);
+        }
+        let now = Instant::now();
+        server.work(now);
+        if server.established && number < 40 {
+            number += 1;
+            server.send_data(&[packet(number, 50_000)]);
+        }
+        if server.established && number == 10 && !probed {
+            let scid = random_id().unwrap();
+            peer.new_scid(&scid, 7, true).unwrap();
+            probed = peer.probe_path(other, SERVER).is_ok();
+            assert!(probed);
+        }
+        for (mut datagram, to) in server.datagrams(now) {
+            // An id belongs to one path, so a packet under the wrong address shows.
+            if datagram[0] & 0x80 == 0 {
+                let before = *seen.entry(datagram[1..17].to_vec()).or_insert(to);
+                assert_eq!(before, to, "a packet went to another path's address");
+                to_other += usize::from(to == other);
+            }
+            let before = peer.stats().recv;
+            peer.recv(&mut datagram, RecvInfo { from: SERVER, to })
+                .unwrap();
+            assert!(peer.stats().recv > before, "no packet");
+        }
+        while let Some(stream) = peer.stream_readable_next() {
+            while peer.stream_recv(stream, &mut buffer).is_ok() {}
+        }
+        if peer.timeout_instant().is_some_and(|at| at <= now) {
+            peer.on_timeout();
+        }
+    }
+}

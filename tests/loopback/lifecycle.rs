@@ -1,0 +1,173 @@
+//! Beginnings and ends of endpoints and connections.
+
+use std::io::ErrorKind;
+use std::net::UdpSocket;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use quic_dist_engine::{CloseReason, SendError};
+
+use crate::support::raw::Raw;
+use crate::support::{Node, PATIENCE, SECRET, packet, ping, until};
+
+#[test]
+fn dialling_a_closed_port_fails_fast() {
+    let a = Node::new();
+    for bound in ["127.0.0.1:0", "127.0.0.2:0"] {
+        let closed = UdpSocket::bind(bound).unwrap().local_addr().unwrap();
+        let start = Instant::now();
+        let reason = a.dial(closed).end();
+        assert_eq!(reason, CloseReason::Io(ErrorKind::ConnectionRefused));
+        assert!(
+            start.elapsed() < Duration::from_secs(5),
+            "{:?}",
+            start.elapsed()
+        );
+    }
+}
+
+#[test]
+fn dialling_what_cannot_be_reached_fails() {
+    // An IPv4 socket has no way to an IPv6 address.
+    let a = Node::open("0.0.0.0:0", &SECRET, crate::support::limits());
+    assert!(matches!(
+        a.dial("[::1]:9".parse().unwrap()).end(),
+        CloseReason::Io(_)
+    ));
+}
+
+#[test]
+fn a_taken_port_is_an_error() {
+    let a = Node::new();
+    let (incoming, _) = crossbeam_channel::unbounded();
+    let (refused, _) = crossbeam_channel::unbounded();
+    let (ended, _) = crossbeam_channel::unbounded();
+    let channels = crate::support::Channels {
+        incoming,
+        refused,
+        ended,
+    };
+    let limits = crate::support::limits();
+    let second =
+        quic_dist_engine::Endpoint::open(a.endpoint.local(), SECRET.clone(), limits, channels);
+    match second {
+        Err(quic_dist_engine::OpenError::Io(error)) => {
+            assert_eq!(error.kind(), ErrorKind::AddrInUse);
+        }
+        Err(other) => panic!("another error: {other}"),
+        Ok(_) => panic!("two endpoints have one port"),
+    }
+}
+
+#[test]
+fn closing_a_connection_delivers_what_was_sent() {
+    let (a, b) = (Node::new(), Node::new());
+    let (mut ours, mut theirs) = a.connect(&b);
+    for number in 0..3 {
+        ours.send(&packet(number, 1 << 20));
+    }
+    ours.handle.close("enough");
+    assert_eq!(
+        ours.end(),
+        CloseReason::LocalClosed {
+            text: "enough".into()
+        }
+    );
+    assert_eq!(ours.handle.tick(), Err(SendError::Closed));
+    for number in 0..3 {
+        assert!(theirs.packet() == packet(number, 1 << 20));
+    }
+    assert!(matches!(
+        theirs.end(),
+        CloseReason::PeerClosed { code: 0, .. }
+    ));
+    let connections = |node: &Node| {
+        let counters = node.endpoint.counters();
+        counters
+            .connections
+            .load(std::sync::atomic::Ordering::Relaxed)
+    };
+    until("both have forgotten it", || {
+        connections(&a) == 0 && connections(&b) == 0
+    });
+}
+
+#[test]
+fn a_closed_endpoint_tells_its_peers_and_ends_its_thread() {
+    let (a, b, c) = (Node::new(), Node::new(), Node::new());
+    let (mut in_a, mut in_b) = a.connect(&b);
+    let (mut in_c, mut from_c) = c.connect(&a);
+    ping(&mut in_a, &mut in_b, 1);
+    in_a.send(&packet(2, 1 << 20));
+    let thread = from_c.thread.clone();
+    let name = std::fs::read_to_string(format!("{thread}/comm")).unwrap();
+    assert_eq!(name.trim(), "quic_dist");
+
+    let start = Instant::now();
+    a.endpoint.start_close(PATIENCE);
+    assert!(a.endpoint.wait_closed(PATIENCE));
+    assert!(
+        start.elapsed() < PATIENCE / 2,
+        "peers that answer are not waited for so long"
+    );
+    assert!(a.endpoint.is_closed());
+    assert_eq!(a.ended.recv_timeout(PATIENCE), Ok(None));
+    until("the thread is gone", || !Path::new(&thread).exists());
+
+    assert_eq!(in_a.end(), CloseReason::EndpointClosed);
+    assert_eq!(from_c.end(), CloseReason::EndpointClosed);
+    assert!(
+        in_b.packet() == packet(2, 1 << 20),
+        "what was sent is delivered"
+    );
+    assert!(matches!(in_b.end(), CloseReason::PeerClosed { .. }));
+    assert!(matches!(in_c.end(), CloseReason::PeerClosed { .. }));
+
+    let (sender, _events) = crossbeam_channel::unbounded();
+    let again = a.endpoint.connect(b.endpoint.local(), |_| sender);
+    assert_eq!(again.err(), Some(SendError::Closed));
+}
+
+#[test]
+fn a_dropped_endpoint_ends_its_thread_and_tells_its_peers() {
+    let (a, b) = (Node::new(), Node::new());
+    let (mut ours, theirs) = a.connect(&b);
+    let (thread, ended) = (theirs.thread.clone(), b.ended.clone());
+    assert!(Path::new(&thread).exists());
+    drop((theirs, b));
+    assert_eq!(ended.recv_timeout(PATIENCE), Ok(None));
+    until("the thread is gone", || !Path::new(&thread).exists());
+    assert!(matches!(ours.end(), CloseReason::PeerClosed { .. }));
+}
+
+/// As `init:stop/0` and a second start do.
+#[test]
+fn endpoints_come_and_go() {
+    let a = Node::new();
+    for number in 0..20 {
+        let b = Node::new();
+        let (mut ours, mut theirs) = a.connect(&b);
+        ping(&mut ours, &mut theirs, number);
+        drop((b, theirs));
+        assert!(matches!(ours.end(), CloseReason::PeerClosed { .. }));
+    }
+}
+
+/// A process that is killed sends no goodbye; its kernel says that the port is closed.
+#[test]
+fn a_peer_that_vanished_is_found_by_icmp() {
+    let a = Node::new();
+    let mut raw = Raw::new(a.endpoint.local(), SECRET.client_context().unwrap());
+    raw.handshake();
+    let mut conn = a.accept();
+    raw.quic.stream_send(0, b"\0\x02\x01\x04\0\x04name", false).unwrap();
+    raw.flush();
+    assert_eq!(conn.control(), b"name");
+    drop(raw);
+    let start = Instant::now();
+    while conn.tick() {
+        assert!(start.elapsed() < PATIENCE, "the peer's end goes unnoticed");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(conn.end(), CloseReason::Io(ErrorKind::ConnectionRefused));
+}
