@@ -226,7 +226,7 @@ fn a_peer_gone_bad_ends_alone() {
             4,
             &[0xff; 4][..],
             false,
-            "a packet of 4294967295 bytes on stream 4, 16777216 is the limit",
+            "a packet of 4294967295 bytes on stream 4, 1073741824 is the limit",
         ),
         (
             4,

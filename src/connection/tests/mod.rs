@@ -45,6 +45,7 @@ static IDENTITY: LazyLock<NodeIdentity> =
 pub(super) fn limits() -> Limits {
     Limits {
         path_mtu_discovery: false,
+        max_frame: 16 << 20,
         ..Limits::default()
     }
 }
