@@ -330,7 +330,7 @@ output_loop(#state{conn = Conn} = State) ->
             %% What OTP's distribution_SUITE asks of a controller that is a
             %% process: a packet of its own making, where a port would take
             %% port_command/2. While the queue is full the caller waits.
-            Result = send_packets(Conn, [Packet]),
+            Result = quic_dist_nif:data_send(Conn, [Packet]),
             From ! {Ref, Result},
             ?MODULE:output_loop(State#state{busy = Result =:= busy});
         {quic_dist, Conn, {closed, Reason}} ->
@@ -356,8 +356,8 @@ output_loop(#state{conn = Conn} = State) ->
 output(#state{busy = true} = State) ->
     State;
 output(#state{conn = Conn, dhandle = DHandle} = State) ->
-    {Rest, Packets} = take(DHandle, ?BATCH_PACKETS, ?BATCH_BYTES, []),
-    case send_packets(Conn, Packets) of
+    {Rest, Room, Packets} = take(DHandle, ?BATCH_PACKETS, ?BATCH_BYTES, []),
+    case send_packets(Conn, Room, Packets) of
         ok when Rest =:= none ->
             erlang:dist_ctrl_get_data_notification(DHandle),
             State;
@@ -371,20 +371,23 @@ output(#state{conn = Conn, dhandle = DHandle} = State) ->
             State#state{busy = true}
     end.
 
-send_packets(_Conn, []) ->
+send_packets(_Conn, _Room, []) ->
     ok;
-send_packets(Conn, Packets) ->
+send_packets(Conn, Room, Packets) when Room < -?BATCH_BYTES ->
+    %% The last one is a whole message of any size: it made this node dial.
+    quic_dist_nif:data_send_large(Conn, lists:reverse(Packets));
+send_packets(Conn, _Room, Packets) ->
     quic_dist_nif:data_send(Conn, lists:reverse(Packets)).
 
-take(DHandle, Count, Bytes, Packets) when Count > 0, Bytes > 0 ->
+take(DHandle, Count, Room, Packets) when Count > 0, Room > 0 ->
     case erlang:dist_ctrl_get_data(DHandle) of
         {Size, Packet} ->
-            take(DHandle, Count - 1, Bytes - Size, [Packet | Packets]);
+            take(DHandle, Count - 1, Room - Size, [Packet | Packets]);
         none ->
-            {none, Packets}
+            {none, Room, Packets}
     end;
-take(_DHandle, _Count, _Bytes, Packets) ->
-    {more, Packets}.
+take(_DHandle, _Count, Room, Packets) ->
+    {more, Room, Packets}.
 
 %% The input handler gets the same `closed' message, after the last packets
 %% that had arrived, and says when it has handed them to the VM. Our end takes

@@ -21,14 +21,14 @@
          endpoint_open/3, endpoint_close/1, endpoint_set_identity/2,
          endpoint_info/1,
          connect/3, set_owner/2, set_input/2,
-         control_send/2, data_send/2, consumed/2, tick/1,
+         control_send/2, data_send/2, data_send_large/2, consumed/2, tick/1,
          stats/1, info/1, close/2]).
 
 -nifs([identity_new/2,
        endpoint_open/3, endpoint_close/1, endpoint_set_identity/2,
        endpoint_info/1,
        connect/3, set_owner/2, set_input/2,
-       control_send/2, data_send/2, consumed/2, tick/1,
+       control_send/2, data_send/2, data_send_large/2, consumed/2, tick/1,
        stats/1, info/1, close/2]).
 
 -define(NOT_LOADED, erlang:nif_error({not_loaded, ?MODULE})).
@@ -108,6 +108,11 @@ control_send(_Conn, _Message) ->
 %% is to wait for `writable' before the next call.
 -spec data_send(connection(), [iodata()]) -> ok | busy | {error, closed}.
 data_send(_Conn, _Packets) ->
+    ?NOT_LOADED.
+
+%% @doc The same on a dirty scheduler, for packets whose copying takes long.
+-spec data_send_large(connection(), [iodata()]) -> ok | busy | {error, closed}.
+data_send_large(_Conn, _Packets) ->
     ?NOT_LOADED.
 
 %% @doc Gives bytes of the receive budget back.

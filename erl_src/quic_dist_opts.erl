@@ -116,7 +116,8 @@ env() ->
                Key =/= included_applications].
 
 %% quiche makes no packet of more than 16,383 bytes.
-%% A frame holds at least one fragment of the VM (64 KiB and its header).
+%% A frame holds at least one fragment of the VM (64 KiB and its header), and a
+%% message that made its sender dial in one piece.
 table(SetupTime) ->
     [{max_udp_payload, {1200, 16383}, 16000},
      {path_mtu_discovery, boolean, true},
@@ -126,7 +127,7 @@ table(SetupTime) ->
      {receive_budget, {65536, ?MAX_BYTES}, 4194304},
      {stream_window, {65536, ?MAX_BYTES}, 8388608},
      {connection_window, {65536, ?MAX_BYTES}, 16777216},
-     {max_frame, {131072, ?MAX_BYTES}, 16777216},
+     {max_frame, {131072, ?MAX_BYTES}, 1073741824},
      {max_connections, {1, 1000000}, 4096},
      {max_half_open, {1, 1000000}, 256},
      {handshake_timeout, {1, 600000}, SetupTime},

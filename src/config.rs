@@ -32,7 +32,9 @@ pub struct Limits {
     pub stream_window: u64,
     /// Flow control window of a connection.
     pub connection_window: u64,
-    /// The longest packet on a data stream.
+    /// The longest packet on a data stream. The VM cuts messages into fragments of 64 KiB, but not
+    /// those that it had to encode before it knew the peer: a message that makes it dial is one
+    /// packet, however long.
     pub max_frame: usize,
     /// Connections in all; above it, dialling fails and incoming ones are dropped.
     pub max_connections: usize,
@@ -57,7 +59,7 @@ impl Default for Limits {
             receive_budget: 4 << 20,
             stream_window: 8 << 20,
             connection_window: 16 << 20,
-            max_frame: 16 << 20,
+            max_frame: 1 << 30,
             max_connections: 4096,
             max_half_open: 256,
             handshake_timeout: Duration::from_secs(7),

@@ -84,7 +84,7 @@ interface_test_() ->
 
 environment_is_read_without_loading_first_test() ->
     _ = application:unload(quic_dist),
-    ?assertMatch({ok, #{max_frame := 16777216}}, quic_dist_opts:limits()),
+    ?assertMatch({ok, #{max_frame := 1073741824}}, quic_dist_opts:limits()),
     ok = application:set_env(quic_dist, max_frame, 200000),
     ?assertMatch({ok, #{max_frame := 200000}}, quic_dist_opts:limits()),
     ok = application:set_env(quic_dist, max_frame, 1),

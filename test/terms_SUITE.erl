@@ -5,7 +5,7 @@
 
 -export([all/0, suite/0, init_per_suite/1, end_per_suite/1, init_per_testcase/2, end_per_testcase/2]).
 -export([numbers/1, atoms/1, binaries/1, lists_and_tuples/1, maps/1, identifiers/1, funs/1, random_terms/1, many_atoms/1,
-         compressed_looking/1, sizes/1, sizes_in_lists/1, huge/1, large_both_ways/1]).
+         compressed_looking/1, sizes/1, sizes_in_lists/1, huge/1, first/1, large_both_ways/1]).
 %% run on the nodes
 -export([echo/0, hash_all/1, stamped/2, an_exported_fun/1]).
 
@@ -18,7 +18,7 @@ suite() -> [{timetrap, {seconds, 120}}].
 
 all() ->
     [numbers, atoms, binaries, lists_and_tuples, maps, identifiers, funs, random_terms, many_atoms, compressed_looking,
-     sizes, sizes_in_lists, huge, large_both_ways].
+     sizes, sizes_in_lists, huge, first, large_both_ways].
 
 init_per_suite(Config) ->
     _ = ?LIB:init_suite(Config),
@@ -224,6 +224,24 @@ sizes_in_lists(Config) ->
 huge(Config) ->
     NodeB = ?LIB:node(?config(b, Config)),
     [ok = ?LIB:run(?config(a, Config), fun() -> send_hashed(NodeB, [Size]) end, 90000) || Size <- [64 * ?MIB, 256 * ?MIB]],
+    ok.
+
+%% A message that makes its node dial is encoded before the other node's flags are known, and so not cut into fragments.
+first(Config) ->
+    [A, B] = [?config(H, Config) || H <- [a, b]],
+    NodeB = ?LIB:node(B),
+    [begin
+         {Hasher, Expected} = ?LIB:run(A, fun() ->
+             Self = self(),
+             Pid = spawn(NodeB, ?MODULE, hash_all, [Self]),
+             Binary = stamped(first, Size),
+             true = erlang:disconnect_node(NodeB),
+             Pid ! {message, Binary},
+             Pid ! done,
+             receive {Pid, Got} -> {Got, [{Size, erlang:md5(Binary)}]} after 60000 -> error({deadline, Size}) end
+         end, 90000),
+         Hasher = Expected
+     end || Size <- [0, 65, 65536, 3 * ?MIB, 100 * ?MIB]],
     ok.
 
 %% Several large messages from each end at the same time, with small ones in between.

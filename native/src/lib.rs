@@ -179,6 +179,23 @@ fn data_send<'a>(
     connection: ResourceArc<ConnectionResource>,
     packets: Term<'a>,
 ) -> rustler::NifResult<Term<'a>> {
+    send_packets(env, &connection, packets)
+}
+
+#[rustler::nif(schedule = "DirtyCpu")]
+fn data_send_large<'a>(
+    env: Env<'a>,
+    connection: ResourceArc<ConnectionResource>,
+    packets: Term<'a>,
+) -> rustler::NifResult<Term<'a>> {
+    send_packets(env, &connection, packets)
+}
+
+fn send_packets<'a>(
+    env: Env<'a>,
+    connection: &ConnectionResource,
+    packets: Term<'a>,
+) -> rustler::NifResult<Term<'a>> {
     let framed = terms::frame(packets)?;
     Ok(match connection.handle.send_data(framed) {
         Ok(SendStatus::Ready) => atoms::ok().encode(env),

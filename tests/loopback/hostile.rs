@@ -125,7 +125,9 @@ fn truncated_replayed_and_altered_datagrams() {
     let mut raw = Raw::new(scene.target(), SECRET.client_context().unwrap());
     raw.handshake();
     let mut victim = scene.a.accept();
-    raw.quic.stream_send(0, b"\0\x02\x01\x04\0\x04name", false).unwrap();
+    raw.quic
+        .stream_send(0, b"\0\x02\x01\x04\0\x04name", false)
+        .unwrap();
     raw.until("its name is taken", |quic| quic.stats().acked_bytes > 0);
     assert_eq!(victim.control(), b"name");
     let datagrams = raw.sent.clone();

@@ -47,6 +47,7 @@ pub(super) fn limits() -> Limits {
     Limits {
         path_mtu_discovery: false,
         data_streams: 1,
+        max_frame: 16 << 20,
         ..Limits::default()
     }
 }
