@@ -9,7 +9,8 @@
 
 -export([all/0, suite/0, init_per_suite/1, end_per_suite/1, init_per_testcase/2, end_per_testcase/2]).
 -export([initial_maker/1, garbage/1, shaped_garbage/1, oversized/1, truncated/1, bit_flips/1, replayed/1, replayed_on_path/1,
-         unknown_version/1, unknown_version_unanswered/1, wrong_alpn/1, bad_client_hello/1, half_open_flood/1]).
+         unknown_version/1, unknown_version_unanswered/1, wrong_alpn/1, bad_client_hello/1, half_open_flood/1,
+         strangers/1, nodes_gone_bad/1, stalled_handshakes/1]).
 %% run on the nodes
 -export([ping_pong/2, pong/0]).
 
@@ -28,7 +29,8 @@ suite() -> [{timetrap, {seconds, 60}}].
 
 all() ->
     [initial_maker, garbage, shaped_garbage, oversized, truncated, bit_flips, replayed, replayed_on_path,
-     unknown_version, unknown_version_unanswered, wrong_alpn, bad_client_hello, half_open_flood].
+     unknown_version, unknown_version_unanswered, wrong_alpn, bad_client_hello, half_open_flood,
+     strangers, nodes_gone_bad, stalled_handshakes].
 
 init_per_suite(Config) ->
     _ = ?LIB:init_suite(Config),
@@ -183,7 +185,55 @@ half_open_flood(_Config) ->
     end).
 
 %%% Peers that speak QUIC
-%%% (cases that run quic_dist_badpeer against a node go here: `attacked/2' gives the port, and checks the node afterwards)
+
+%% They do not know the cookie, or are no nodes: TLS refuses them, with one line each.
+strangers(_Config) ->
+    Lines = misbehave([{"no-certificate", [], "alert 116"},
+                       {"wrong-cookie", [], "alert 48"},
+                       {"wrong-alpn", [], "alert 120"}]),
+    3 = length([L || L <- Lines, string:find(L, "refused a connection") =/= nomatch]).
+
+%% They know the cookie, get in, and break a rule: that ends their own connection, with a reason for both sides.
+nodes_gone_bad(_Config) ->
+    Broken = "application 0x1 ",
+    Told = [{"long-prefix", [], Broken ++ "a packet of 2147483647 bytes on stream 4, 1073741824 is the limit"},
+            {"wrong-stream", ["--stream", "20"], Broken ++ "data on stream 20, which was not announced"},
+            {"fin-inside", [], Broken ++ "stream 4 ended inside a packet"},
+            {"reset-stream", [], Broken ++ "stream 4 was reset"}],
+    Lines = misbehave(Told ++ [{"wrong-stream", ["--stream", "68"], "no-credit 68"}]),
+    [true = lists:any(fun(L) -> string:find(L, string:prefix(Text, Broken)) =/= nomatch end, Lines) || {_, _, Text} <- Told].
+
+%% They stop half-way. Each is closed when its time is over, which is the handshake's, or dist_util's.
+stalled_handshakes(_Config) ->
+    Lines = misbehave([{"stall-handshake", [], "transport 0xc"},
+                       {"silent", [], "application 0x0"},
+                       {"half-name", [], "finished"},
+                       {"garbage-control", [], "finished"}]),
+    2 = length([L || L <- Lines, string:find(L, "the peer stalled") =/= nomatch]).
+
+%% Runs quic_dist_badpeer in each of these ways at the same time, twice (the first time loads code, and that makes atoms); gives the
+%% node's log lines of the second time.
+misbehave(Ways) ->
+    Program = quic_dist_holdproxy:build("quic_dist_badpeer"),
+    Case = self(),
+    Once = fun(Name, #{port := Port, b := B}) ->
+        Known = length(?LIB:call(B, ?AGENT, log_lines, [])),
+        Peers = [{open_port({spawn_executable, Program},
+                            [{args, [Mode, "127.0.0.1", integer_to_list(Port), ?LIB:cookie(),
+                                     "--name", Name ++ integer_to_list(I) ++ "@127.0.0.1" | Args]},
+                             exit_status, {line, 1000}]), Mode, Told}
+                 || {I, {Mode, Args, Told}} <- lists:zip(lists:seq(1, length(Ways)), Ways)],
+        [receive
+             {Peer, {data, {eol, Line}}} -> {Mode, true} = {Mode, lists:prefix(Told, Line) orelse Line}
+         after 30000 -> error({deadline, Mode})
+         end || {Peer, Mode, Told} <- Peers],
+        timer:sleep(500),
+        lists:nthtail(Known, ?LIB:call(B, ?AGENT, log_lines, []))
+    end,
+    attacked(#{warm_up => fun(Attacker) -> Once("warm", Attacker) end}, fun(Attacker) ->
+        Case ! {lines, [lists:flatten(io_lib:format("~ts", [Text])) || {_, Text} <- Once("bad", Attacker)]}
+    end),
+    receive {lines, Lines} -> ct:log("~p", [Lines]), Lines after 0 -> error(no_lines) end.
 
 %%% The attack
 
@@ -210,7 +260,8 @@ attacked(Options, Attack) ->
                  recv => fun() -> recv(Socket, Port) end,
                  silence => fun(Ms) -> receive {udp, Socket, _, _, D} -> error({answered, D}) after Ms -> ok end end},
     try
-        %% measuring loads code, too
+        %% measuring loads code, too, and so does being attacked for the first time
+        (maps:get(warm_up, Options, fun(_) -> ok end))(Attacker),
         _ = counts(B),
         Before = counts(B),
         Rounds = rounds(A, Player),

@@ -2,22 +2,26 @@
 %% It is built when there is a cargo; otherwise the one that was built last is used.
 -module(quic_dist_holdproxy).
 
--export([build/0, start/3, finish/1]).
+-export([build/0, build/1, start/3, finish/1]).
 
 -define(NAME, "quic_dist_holdproxy").
 
 %% The path of the program.
 -spec build() -> file:filename().
-build() ->
+build() -> build(?NAME).
+
+%% The path of any of the programs in `examples/'.
+-spec build(string()) -> file:filename().
+build(Name) ->
     Project = project(filename:dirname(proplists:get_value(source, module_info(compile)))),
     Target = os:getenv("CARGO_TARGET_DIR", filename:join(Project, "target")),
-    Program = filename:join([Target, "release", "examples", ?NAME]),
+    Program = filename:join([Target, "release", "examples", Name]),
     case {os:getenv("QUIC_DIST_SKIP_NIF"), filelib:is_file(Program), os:find_executable("cargo")} of
         {"1", true, _} -> ok;
         {_, true, false} -> ok;
-        {_, false, false} -> error({no_program, Program, "build it with: cargo build --release --example " ?NAME});
+        {_, false, false} -> error({no_program, Program, "build it with: cargo build --release --example " ++ Name});
         {_, _, Cargo} ->
-            Port = open_port({spawn_executable, Cargo}, [{args, ["build", "--release", "--locked", "--quiet", "--example", ?NAME]},
+            Port = open_port({spawn_executable, Cargo}, [{args, ["build", "--release", "--locked", "--quiet", "--example", Name]},
                                                          {cd, Project}, exit_status, stderr_to_stdout, binary]),
             case output(Port, []) of
                 {0, _} -> ok;

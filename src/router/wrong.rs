@@ -53,8 +53,10 @@ impl FromTo {
     }
 }
 
+type Element<'a> = Option<&'a [u8]>;
+
 /// The bytes of the sender and of the receiver, where the operation has them.
-fn from_to(control: &[u8]) -> Option<(Option<&[u8]>, Option<&[u8]>)> {
+fn from_to(control: &[u8]) -> Option<(Element<'_>, Element<'_>)> {
     let [104, _arity, 97, operation, elements @ ..] = control else {
         return None;
     };
