@@ -259,7 +259,11 @@ closed_in_handshake(Reason, #state{nodeup = false, node = Node,
                                    peer = Peer} = State) ->
     quic_dist_log:closed(Node, Peer, Reason),
     serve_reader(State#state{closed = Reason});
-closed_in_handshake(Reason, #state{node = Node, peer = Peer}) ->
+closed_in_handshake(Reason, State) ->
+    end_with(Reason, State).
+
+-spec end_with(quic_dist_nif:close_reason(), #state{}) -> no_return().
+end_with(Reason, #state{node = Node, peer = Peer}) ->
     quic_dist_log:closed(Node, Peer, Reason),
     exit(quic_dist_log:exit_reason(Reason)).
 
@@ -340,10 +344,7 @@ output_loop(#state{conn = Conn} = State) ->
         {quic_dist_input, drained} ->
             %% It gets `closed' just before we do.
             receive
-                {quic_dist, Conn, {closed, Reason}} ->
-                    quic_dist_log:closed(State#state.node, State#state.peer,
-                                         Reason),
-                    exit(quic_dist_log:exit_reason(Reason))
+                {quic_dist, Conn, {closed, Reason}} -> end_with(Reason, State)
             end;
         {quic_dist, Conn, {control, _AfterHandshake}} ->
             ok = quic_dist_nif:close(Conn, <<"control message after the handshake">>),

@@ -9,6 +9,11 @@ use std::ops::Range;
 /// The top bit of a data stream's length prefix.
 const FENCE: usize = 1 << 31;
 
+/// The caller has seen to it that it fits.
+fn put_u32(length: usize, out: &mut Vec<u8>) {
+    out.extend_from_slice(&(length as u32).to_be_bytes());
+}
+
 /// How long the length prefix is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Prefix {
@@ -35,10 +40,8 @@ impl Prefix {
                 Ok(len) => out.extend_from_slice(&len.to_be_bytes()),
                 Err(_) => return false,
             },
-            Prefix::Data => match u32::try_from(len) {
-                Ok(len) => out.extend_from_slice(&len.to_be_bytes()),
-                Err(_) => return false,
-            },
+            Prefix::Data if len < FENCE => put_u32(len, out),
+            Prefix::Data => return false,
         }
         true
     }
@@ -46,7 +49,11 @@ impl Prefix {
     /// Puts the prefix of a fence at the end of `out`; its packet, which may be empty, is to follow.
     #[must_use]
     pub fn put_fence(len: usize, out: &mut Vec<u8>) -> bool {
-        len < FENCE && Prefix::Data.put(len | FENCE, out)
+        let fits = len < FENCE;
+        if fits {
+            put_u32(len | FENCE, out);
+        }
+        fits
     }
 
     /// The prefix of the packet that `bytes` begin with.
@@ -274,6 +281,8 @@ mod tests {
     fn a_packet_that_does_not_fit_the_prefix_is_refused() {
         let mut out = Vec::new();
         assert!(!Prefix::Control.put(65_536, &mut out));
+        assert!(out.is_empty());
+        assert!(!Prefix::Data.put(FENCE, &mut out), "it would be a fence");
         assert!(out.is_empty());
         assert!(Prefix::Control.put(65_535, &mut out));
     }

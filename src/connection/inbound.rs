@@ -105,9 +105,14 @@ impl Connection {
                     break;
                 }
             }
-            self.check_other_streams(streams);
+            if self.quic.is_readable() {
+                self.check_other_streams(streams);
+            }
         }
-        self.check_own_streams();
+        // Asking each stream costs a look-up; where nothing is left to read, none of them is astray.
+        if self.quic.is_readable() {
+            self.check_own_streams();
+        }
         if !matches!(self.state, State::Open) {
             return;
         }

@@ -118,7 +118,7 @@ impl Connection {
     fn fence(&mut self, packet: Bytes) {
         let mut mark = Vec::new();
         if !Prefix::put_fence(packet.len(), &mut mark) {
-            // Not reached: `Handle::send_data` takes no packet that long.
+            // Not reached: no packet that long can have been framed (`Prefix::put`).
             return self.break_off(code::LIMIT, "a packet is too long for a fence");
         }
         self.queue(0, mark.into());
