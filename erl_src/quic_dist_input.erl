@@ -3,9 +3,12 @@
 -module(quic_dist_input).
 
 -export([start_link/2]).
--export([init/3, loop/3]).
+-export([init/3, loop/4]).
 
 
+%% Bytes after which the receive budget gets them back: a small part of the least
+%% that receive_budget may be (64 KiB), so that reading never stops for their lack.
+-define(GIVE_BACK, 16384).
 %% How long to wait for the process that knows the true reason to end us.
 -define(DEATH_ROW_MS, 5000).
 
@@ -21,24 +24,27 @@ start_link(Conn, DHandle) ->
 -spec init(pid(), quic_dist_nif:connection(), erlang:dist_handle()) ->
           no_return().
 init(Controller, Conn, DHandle) ->
-    loop(Controller, Conn, DHandle).
+    loop(Controller, Conn, DHandle, 0).
 
+%% `Taken' bytes were handed to the VM and not yet given back to the budget.
 %% @private
--spec loop(pid(), quic_dist_nif:connection(), erlang:dist_handle()) ->
-          no_return().
-loop(Controller, Conn, DHandle) ->
+-spec loop(pid(), quic_dist_nif:connection(), erlang:dist_handle(),
+           non_neg_integer()) -> no_return().
+loop(Controller, Conn, DHandle, Taken) when Taken >= ?GIVE_BACK ->
+    ok = quic_dist_nif:consumed(Conn, Taken),
+    loop(Controller, Conn, DHandle, 0);
+loop(Controller, Conn, DHandle, Taken) ->
     receive
-        {quic_dist_packets, Conn, Packets, Bytes} ->
+        {quic_dist_packets, Packets, Bytes} ->
             put_packets(DHandle, Packets),
-            ok = quic_dist_nif:consumed(Conn, Bytes);
+            ?MODULE:loop(Controller, Conn, DHandle, Taken + Bytes);
         {quic_dist, Conn, {closed, _Reason}} ->
             %% The last message: all that had arrived has been delivered.
             Controller ! {?MODULE, drained},
             death_row();
         _Unexpected ->
-            ok
-    end,
-    ?MODULE:loop(Controller, Conn, DHandle).
+            ?MODULE:loop(Controller, Conn, DHandle, Taken)
+    end.
 
 put_packets(DHandle, [Packet | Packets]) ->
     %% Bad data makes the VM end this connection; then, and when the

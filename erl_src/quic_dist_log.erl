@@ -8,6 +8,7 @@
 
 %% The peer's code for: its endpoint closes, as its node stops (src/close.rs).
 -define(GOING_AWAY, 3).
+-define(BAD_PACKET, 5).
 %% RFC 9000, section 20.1: an end that came before the handshake was complete.
 -define(APPLICATION_ERROR, 16#c).
 
@@ -77,6 +78,7 @@ level(handshake_timeout) -> notice;
 level({transport_error, ?APPLICATION_ERROR, _}) -> info;
 level({io, econnrefused}) -> notice;
 level({protocol_error, _}) -> error;
+level({bad_packet, _}) -> error;
 level(_) -> warning.
 
 %% @doc The exit reason, hence the reason of `nodedown', for a connection that
@@ -84,6 +86,9 @@ level(_) -> warning.
 -spec exit_reason(quic_dist_nif:close_reason()) -> term().
 exit_reason({peer_closed, 0, _}) -> connection_closed;
 exit_reason({peer_closed, ?GOING_AWAY, _}) -> connection_closed;
+exit_reason({peer_closed, ?BAD_PACKET, _}) -> connection_closed;
+%% What the VM does to a controller whose peer sends what it cannot take.
+exit_reason({bad_packet, _}) -> killed;
 exit_reason({local_closed, _}) -> connection_closed;
 exit_reason(owner_down) -> connection_closed;
 exit_reason(Reason) -> Reason.
@@ -113,6 +118,8 @@ reason({tls, Text}) ->
     ["TLS: ", text(Text)];
 reason({protocol_error, Text}) ->
     ["protocol error: ", text(Text)];
+reason({bad_packet, Text}) ->
+    ["bad distribution packet: ", text(Text)];
 reason({transport_error, Code, Text}) ->
     io_lib:format("QUIC transport error ~b (~ts)", [Code, text(Text)]);
 reason(owner_down) ->
@@ -128,7 +135,8 @@ reason({bad_option, Name, Value}) ->
 reason(Posix) when is_atom(Posix) ->
     posix(Posix);
 reason(Other) ->
-    io_lib:format("~tp", [Other]).
+    %% What OTP 28's dist_util says of a handshake holds what the peer sent.
+    io_lib:format("~0tp", [Other], [{chars_limit, 400}]).
 
 %% The peer chose these bytes: they get one line of bounded length, whatever
 %% they are.

@@ -12,7 +12,7 @@
 %%   `{quic_dist, Conn, {control, [binary()]}}', `{quic_dist, Conn, writable}',
 %%   `{quic_dist, Conn, {closed, close_reason()}}' (once, and the last)</li>
 %% <li>to the input process of a connection:
-%%   `{quic_dist_packets, Conn, [binary()], Bytes}', and `closed' as above</li>
+%%   `{quic_dist_packets, [binary()], Bytes}', and `closed' as above</li>
 %% </ul>
 -module(quic_dist_nif).
 
@@ -46,6 +46,7 @@
       | handshake_timeout
       | {tls, Text :: binary()}
       | {protocol_error, Text :: binary()}
+      | {bad_packet, Text :: binary()}
       | {transport_error, Code :: non_neg_integer(), Text :: binary()}
       | owner_down
       | endpoint_closed

@@ -121,7 +121,7 @@ env() ->
 table(SetupTime) ->
     [{max_udp_payload, {1200, 16383}, 16000},
      {path_mtu_discovery, boolean, true},
-     {data_streams, {1, 16}, 1},
+     {data_streams, {1, 16}, 4},
      {send_queue_high, {65536, ?MAX_BYTES}, 4194304},
      {send_queue_low, {0, ?MAX_BYTES}, 1048576},
      {receive_budget, {65536, ?MAX_BYTES}, 4194304},

@@ -17,6 +17,8 @@ pub mod code {
     pub const GOING_AWAY: u64 = 0x3;
     /// A limit of ours was reached.
     pub const LIMIT: u64 = 0x4;
+    /// A distribution packet that no VM can take.
+    pub const BAD_PACKET: u64 = 0x5;
 }
 
 /// Why a connection ended. Every connection ends with exactly one of these.
@@ -48,6 +50,11 @@ pub enum CloseReason {
     /// The peer broke the rules of `docs/protocol.md`.
     Protocol {
         /// Which rule.
+        text: String,
+    },
+    /// The peer sent a distribution packet that would crash the VM.
+    BadPacket {
+        /// What is wrong with it.
         text: String,
     },
     /// A QUIC transport error (RFC 9000, section 20.1).
@@ -150,6 +157,7 @@ impl fmt::Display for CloseReason {
                 write!(f, "{} (TLS alert {alert})", alert_text(*alert, *by_us))
             }
             CloseReason::Protocol { text } => write!(f, "the peer broke the protocol: {text}"),
+            CloseReason::BadPacket { text } => write!(f, "a bad distribution packet: {text}"),
             CloseReason::Transport { by_us, code, text } => write!(
                 f,
                 "QUIC transport error {code:#x}{}{}{text}",

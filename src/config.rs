@@ -53,7 +53,7 @@ impl Default for Limits {
         Limits {
             max_udp_payload: 16_000,
             path_mtu_discovery: true,
-            data_streams: 1,
+            data_streams: 4,
             send_queue_high: 4 << 20,
             send_queue_low: 1 << 20,
             receive_budget: 4 << 20,

@@ -13,6 +13,7 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use parking_lot::Mutex;
 
 use crate::config::Limits;
+use crate::connection::Transmit;
 use crate::driver::Driver;
 use crate::event::Events;
 use crate::handle::{Command, Commands, ConnectionCommand, Handle, Id, SendError, Shared};
@@ -61,7 +62,7 @@ impl From<quiche::Error> for OpenError {
     }
 }
 
-/// Figures of an endpoint, written by its event thread only.
+/// Figures of an endpoint.
 #[derive(Debug, Default)]
 pub struct Counters {
     /// Connections, half-open and ending ones included.
@@ -72,7 +73,7 @@ pub struct Counters {
     pub wake_ups: AtomicU64,
     /// Receiving system calls.
     pub receive_calls: AtomicU64,
-    /// Sending system calls.
+    /// Sending system calls, of whichever thread.
     pub send_calls: AtomicU64,
     /// Datagrams received.
     pub datagrams_received: AtomicU64,
@@ -103,10 +104,16 @@ pub(crate) struct CommandSender<E: Events> {
     commands: Sender<Command<EndpointCommand<E>>>,
     waker: mio::Waker,
     notified: AtomicBool,
+    socket: Arc<Socket>,
+    counters: Arc<Counters>,
 }
 
 impl<E: Events> CommandSender<E> {
-    pub fn new(waker: mio::Waker) -> (Arc<Self>, Receiver<Command<EndpointCommand<E>>>) {
+    pub fn new(
+        waker: mio::Waker,
+        socket: Arc<Socket>,
+        counters: Arc<Counters>,
+    ) -> (Arc<Self>, Receiver<Command<EndpointCommand<E>>>) {
         // Unbounded, because a scheduler thread must never wait here; what is in it is bounded by
         // what sends: data by the send gates, everything else by being one of a kind per caller.
         let (commands, receiver) = unbounded();
@@ -114,6 +121,8 @@ impl<E: Events> CommandSender<E> {
             commands,
             waker,
             notified: AtomicBool::new(false),
+            socket,
+            counters,
         };
         (Arc::new(sender), receiver)
     }
@@ -140,7 +149,31 @@ impl<E: Events> CommandSender<E> {
 
 impl<E: Events> Commands for CommandSender<E> {
     fn connection(&self, id: Id, command: ConnectionCommand) {
-        self.send(Command::Connection(id, command));
+        CommandSender::send(self, Command::Connection(id, command));
+    }
+
+    fn max_segments(&self) -> usize {
+        self.socket.max_segments()
+    }
+
+    fn send(&self, bytes: &[u8], transmit: &Transmit) -> io::Result<()> {
+        let mut result = Ok(());
+        for _ in 0..2 {
+            self.counters.send_calls.fetch_add(1, Ordering::Relaxed);
+            result = self.socket.send(bytes, transmit);
+            match &result {
+                Ok(()) => break,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                // It may be about an earlier packet, which sendmsg reports first; then the second
+                // try succeeds. Otherwise the train is lost, for QUIC to repair. The event thread
+                // reads the error queue.
+                Err(error) => {
+                    self.counters.send_errors.fetch_add(1, Ordering::Relaxed);
+                    log::debug!("sending to {} failed: {error}", transmit.to);
+                }
+            }
+        }
+        result
     }
 }
 

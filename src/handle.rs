@@ -1,20 +1,33 @@
-//! What the other threads hold of a connection: its gates and counters, and a way to send commands
-//! to the event thread.
+//! What the other threads hold of a connection: its gates and counters, the connection itself while
+//! nobody works on it, and a way to send commands to the event thread.
+//!
+//! A connection is worked on by the event thread, or for a moment by a thread that has something to
+//! send: waking the event thread for every small message would cost more than the sending. Nobody
+//! but the event thread waits for the lock, and it holds no other lock meanwhile; so nothing here
+//! can deadlock.
 
+use std::cell::RefCell;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
+use parking_lot::{MappedMutexGuard, Mutex, MutexGuard};
 
 use crate::config::Limits;
+use crate::connection::{Connection, Sent, Train, Transmit};
 use crate::frame::Prefix;
 use crate::gate::Gate;
 use crate::layout::Role;
 
+/// Up to this much is sent by the thread that has it, if nobody works on the connection; above it,
+/// the event thread does it, while the caller goes on with the next. Encrypting this much takes
+/// some 30 µs.
+const AT_ONCE: usize = 64 << 10;
+
 /// What is shared between a connection on the event thread and its handles.
-#[derive(Debug)]
 pub(crate) struct Shared {
     /// Bytes queued for sending.
     pub send: Gate,
@@ -26,6 +39,10 @@ pub(crate) struct Shared {
     pub packets_sent: AtomicU64,
     /// The connection has ended; commands to it do nothing.
     pub closed: AtomicBool,
+    /// Commands on their way to the event thread: nothing may overtake them.
+    pub commands: AtomicUsize,
+    /// The connection; none before it was dialled and after its end.
+    pub connection: Mutex<Option<Connection>>,
 }
 
 impl Shared {
@@ -36,7 +53,19 @@ impl Shared {
             packets_received: AtomicU64::new(0),
             packets_sent: AtomicU64::new(0),
             closed: AtomicBool::new(false),
+            commands: AtomicUsize::new(0),
+            connection: Mutex::new(None),
         })
+    }
+
+    /// The connection, if nobody works on it and nothing is on its way to it.
+    fn at_once(&self) -> Option<MappedMutexGuard<'_, Connection>> {
+        // What the calling thread sent before, it sees here; the order of other threads' commands
+        // is nobody's business.
+        if self.commands.load(Ordering::Acquire) > 0 {
+            return None;
+        }
+        MutexGuard::try_map(self.connection.try_lock()?, Option::as_mut).ok()
     }
 }
 
@@ -74,9 +103,18 @@ pub(crate) enum Command<X> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Id(pub u64);
 
-/// The sending half of an endpoint's commands, without the type of its own commands.
+/// The sending half of an endpoint's commands, without the type of its own commands, and its socket.
 pub(crate) trait Commands: Send + Sync {
     fn connection(&self, id: Id, command: ConnectionCommand);
+    /// The packets that one train may have.
+    fn max_segments(&self) -> usize;
+    /// Sends a train. `WouldBlock`: the system has no room for it; any other error: it is lost.
+    fn send(&self, bytes: &[u8], transmit: &Transmit) -> io::Result<()>;
+}
+
+thread_local! {
+    /// Trains of whichever connection this thread sends for: connections are many, threads few.
+    static TRAIN: RefCell<Option<Train>> = const { RefCell::new(None) };
 }
 
 /// A connection, as the other threads see it. Cheap to clone. Dropping every handle does not close
@@ -190,6 +228,10 @@ impl Handle {
         self.shared.closed.load(Ordering::Acquire)
     }
 
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
     /// The connection has ended.
     pub(crate) fn end(&self) {
         self.shared.closed.store(true, Ordering::Release);
@@ -199,6 +241,7 @@ impl Handle {
         if self.is_closed() {
             return Err(SendError::Closed);
         }
+        self.shared.commands.fetch_add(1, Ordering::AcqRel);
         self.commands.connection(self.id, command);
         Ok(())
     }
@@ -231,12 +274,38 @@ impl Handle {
             return Err(SendError::Closed);
         }
         self.shared.send.add(framed.len());
-        self.command(ConnectionCommand::Data(framed))?;
+        match self.shared.at_once() {
+            Some(connection) if framed.len() <= AT_ONCE && connection.is_quiet() => {
+                self.send_at_once(connection, framed)?;
+            }
+            _ => self.command(ConnectionCommand::Data(framed))?,
+        }
         Ok(if self.shared.send.must_wait() {
             SendStatus::Busy
         } else {
             SendStatus::Ready
         })
+    }
+
+    fn send_at_once(
+        &self,
+        mut connection: MappedMutexGuard<'_, Connection>,
+        framed: Vec<u8>,
+    ) -> Result<(), SendError> {
+        let now = Instant::now();
+        connection.send_data(framed);
+        let sent = TRAIN.with_borrow_mut(|train| {
+            let train = train.get_or_insert_with(|| Train::new(self.commands.max_segments()));
+            connection.flush(train, now, |bytes, transmit| {
+                self.commands.send(bytes, transmit)
+            })
+        });
+        let due = connection.is_due_earlier();
+        drop(connection);
+        if sent != Sent::All || due {
+            self.command(ConnectionCommand::Resume)?;
+        }
+        Ok(())
     }
 
     /// Sends an empty packet on the control stream, and a PING (RFC 9000, section 19.2), which

@@ -3,7 +3,10 @@
 
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::fd::AsRawFd;
 
+use mio::unix::SourceFd;
+use mio::{Interest, Registry, Token};
 use quinn_udp::{RecvMeta, UdpSockRef, UdpSocketState};
 
 use crate::connection::Transmit;
@@ -16,7 +19,7 @@ const KERNEL_BUFFER: usize = 4 << 20;
 
 /// See the module's documentation.
 pub(crate) struct Socket {
-    io: mio::net::UdpSocket,
+    io: UdpSocket,
     state: UdpSocketState,
     local: SocketAddr,
 }
@@ -35,6 +38,11 @@ impl Batch {
                 .collect(),
             metas: [RecvMeta::default(); BUFFERS],
         }
+    }
+
+    /// How many buffers one call fills at most.
+    pub fn capacity(&self) -> usize {
+        BUFFERS
     }
 
     /// The datagrams of the first `count` buffers, each with its source, and its destination where
@@ -70,19 +78,31 @@ impl Socket {
             }
         }
         let local = io.local_addr()?;
-        Ok(Socket {
-            io: mio::net::UdpSocket::from_std(io),
-            state,
-            local,
-        })
+        Ok(Socket { io, state, local })
     }
 
     pub fn local(&self) -> SocketAddr {
         self.local
     }
 
-    pub fn source(&mut self) -> &mut impl mio::event::Source {
-        &mut self.io
+    /// Has the poll tell when datagrams come. That there is room to send is asked for only when
+    /// there was none ([`Socket::watch_room`]): Linux tells it after every packet that leaves.
+    pub fn watch(&self, registry: &Registry, token: Token) -> io::Result<()> {
+        registry.register(
+            &mut SourceFd(&self.io.as_raw_fd()),
+            token,
+            Interest::READABLE,
+        )
+    }
+
+    /// Also, or no longer, has the poll tell when there is room to send.
+    pub fn watch_room(&self, registry: &Registry, token: Token, room: bool) -> io::Result<()> {
+        let interest = if room {
+            Interest::READABLE | Interest::WRITABLE
+        } else {
+            Interest::READABLE
+        };
+        registry.reregister(&mut SourceFd(&self.io.as_raw_fd()), token, interest)
     }
 
     pub fn max_segments(&self) -> usize {
@@ -216,7 +236,6 @@ mod errors {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Instant;
 
     fn transmit(socket: &Socket, to: SocketAddr, length: usize, segment: usize) -> Transmit {
         Transmit {
@@ -224,7 +243,6 @@ mod tests {
             from: socket.local(),
             length,
             segment,
-            at: Instant::now(),
         }
     }
 

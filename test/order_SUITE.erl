@@ -16,12 +16,11 @@
          link_unlink_races/1, watchers_before_message_to_name/1, group_leader_before_message/1,
          exit_signals_among_messages/1, exit_signals_among_messages_to_name/1, fences_among_messages/1,
          atom_cache/1, total_order/1]).
-%% run on the nodes
--export([receiver/2, host/1, newborn/2, talker/2, obedient/2, trapping/3, large_both_ways/3, absorb/2, watch_input/1]).
+-import(quic_dist_order_lib, [parallel/2, rounds/2, name/2, next/0, to_all_names/5]).
 
 -define(LIB, quic_dist_test_lib).
-%% For one message. Many times what any proxy holds a stream for; a signal that got lost takes a wrong router this long to show.
--define(DEADLINE, 15000).
+-define(ORDER, quic_dist_order_lib).
+-define(DEADLINE, ?ORDER:deadline()).
 %% Pairs of processes that do the same at once. Each is held in turn, so that together they take little longer than one.
 -define(WORKERS, 12).
 -define(ROUNDS, 20).
@@ -105,57 +104,8 @@ on_a(Config, Test) ->
     true = Late > 0,
     Result.
 
-%%% What the tests are made of
-
-%% Many processes that do the same; the first that fails ends them all. Each gets its number, and traps exits.
-parallel(Count, Fun) ->
-    Workers = [spawn_monitor(fun() -> process_flag(trap_exit, true), Fun(N) end) || N <- lists:seq(1, Count)],
-    await_workers(Workers, Workers).
-
-await_workers([], _) -> ok;
-await_workers(Running, All) ->
-    receive
-        {'DOWN', Monitor, process, Pid, normal} ->
-            await_workers(Running -- [{Pid, Monitor}], All);
-        {'DOWN', _, process, _, Reason} ->
-            [exit(P, kill) || {P, _} <- All],
-            error({a_worker_failed, Reason})
-    end.
-
-rounds(Count, Fun) -> lists:foreach(Fun, lists:seq(1, Count)).
-
-%% The next message, whatever it is.
-next() -> receive Message -> Message after ?DEADLINE -> error({deadline, self()}) end.
-
+%% The next message has to be this one.
 -define(NEXT(Pattern), (fun() -> case next() of Pattern = EXPECTED -> EXPECTED; OTHER -> error({out_of_order, OTHER, ??Pattern}) end end)()).
-
-%% A name for worker N.
-name(Tag, N) -> list_to_atom(lists:concat(["order_", Tag, "_", N])).
-
-%% A receiver checks that numbers come one after the other, and says so when it is asked in the same way.
--spec receiver(pid(), atom()) -> no_return().
-receiver(Owner, Name) ->
-    register(Name, self()),
-    Owner ! {ready, self(), alias()},
-    numbers(Owner, 1).
-
-numbers(Owner, Expected) ->
-    receive
-        {number, Expected} -> numbers(Owner, Expected + 1);
-        {number, Other} -> Owner ! {out_of_order, Other, {expected, Expected}};
-        {until, Last} when Last =:= Expected - 1 -> Owner ! {in_order, Last}, numbers(Owner, Expected);
-        {until, Last} -> Owner ! {out_of_order, {until, Last}, {expected, Expected}}
-    end.
-
-%% Numbers to a receiver by its three names in turn, in rounds that are far enough apart to meet different holds.
-to_all_names(Receiver, Name, Node, Alias, Rounds) ->
-    Addresses = {Receiver, {Name, Node}, Alias},
-    rounds(Rounds, fun(Round) ->
-        [element(1 + (I + Round) rem 3, Addresses) ! {number, (Round - 1) * 9 + I} || I <- lists:seq(1, 9)],
-        element(1 + Round rem 3, Addresses) ! {until, Round * 9},
-        Last = Round * 9,
-        ?NEXT({in_order, Last})
-    end).
 
 %%% One process, several names
 
@@ -163,7 +113,7 @@ names(Config) ->
     on_a(Config, fun(Peer) ->
         parallel(?WORKERS, fun(N) ->
             Name = name(names, N),
-            Receiver = spawn(Peer, ?MODULE, receiver, [self(), Name]),
+            Receiver = spawn(Peer, ?ORDER, receiver, [self(), Name]),
             {ready, Receiver, Alias} = ?NEXT({ready, Receiver, _}),
             to_all_names(Receiver, Name, Peer, Alias, ?ROUNDS),
             exit(Receiver, kill)
@@ -175,7 +125,7 @@ names_with_trace_tokens(Config) ->
     on_a(Config, fun(Peer) ->
         parallel(?WORKERS, fun(N) ->
             Name = name(tokens, N),
-            Receiver = spawn(Peer, ?MODULE, receiver, [self(), Name]),
+            Receiver = spawn(Peer, ?ORDER, receiver, [self(), Name]),
             {ready, Receiver, Alias} = ?NEXT({ready, Receiver, _}),
             Addresses = {Receiver, {Name, Peer}, Alias},
             rounds(?ROUNDS, fun(Round) ->
@@ -194,19 +144,10 @@ names_with_trace_tokens(Config) ->
 
 %%% Replies before DOWN
 
-%% Starts servers on its node, without any signal but messages between two pids.
--spec host(pid()) -> no_return().
-host(Owner) ->
-    receive {start, Name} ->
-        {ok, Pid} = quic_dist_test_server:start(Name),
-        Owner ! {started, Pid}
-    end,
-    host(Owner).
-
 calls(Config, Tag, Watched) ->
     on_a(Config, fun(Peer) ->
         parallel(?WORKERS, fun(N) ->
-            Host = spawn(Peer, ?MODULE, host, [self()]),
+            Host = spawn(Peer, ?ORDER, host, [self()]),
             Name = name(Tag, N),
             rounds(?ROUNDS, fun(_) ->
                 Host ! {start, Name},
@@ -226,12 +167,6 @@ call_then_down_of_pid(Config) -> calls(Config, down_of_pid, fun(_, _, Pid) -> Pi
 
 %%% A new process
 
-%% Says that it is there, and is gone.
--spec newborn([pid() | reference() | {atom(), node()}], term()) -> no_return().
-newborn(Owners, Term) ->
-    [Owner ! {born, self(), Term} || Owner <- Owners],
-    exit({dead, Term}).
-
 spawn_reply_first(Config) ->
     on_a(Config, fun(Peer) ->
         parallel(?WORKERS, fun(N) ->
@@ -239,7 +174,7 @@ spawn_reply_first(Config) ->
             register(Name, self()),
             rounds(?ROUNDS, fun(Round) ->
                 Owner = element(1 + Round rem 3, {self(), {Name, node()}, alias([explicit_unalias])}),
-                Request = erlang:spawn_request(Peer, ?MODULE, newborn, [[Owner], Round], [monitor]),
+                Request = erlang:spawn_request(Peer, ?ORDER, newborn, [[Owner], Round], [monitor]),
                 {spawn_reply, Request, ok, Pid} = ?NEXT({spawn_reply, Request, ok, _}),
                 ?NEXT({born, Pid, Round}),
                 ?NEXT({'DOWN', Request, process, Pid, {dead, Round}})
@@ -253,7 +188,7 @@ spawn_monitor_first(Config) ->
         parallel(?WORKERS, fun(_) ->
             rounds(?ROUNDS, fun(Round) ->
                 Owners = [alias([explicit_unalias]), self()],
-                {Pid, Monitor} = spawn_monitor(Peer, ?MODULE, newborn, [Owners, Round]),
+                {Pid, Monitor} = spawn_monitor(Peer, ?ORDER, newborn, [Owners, Round]),
                 ?NEXT({born, Pid, Round}),
                 ?NEXT({born, Pid, Round}),
                 ?NEXT({'DOWN', Monitor, process, Pid, {dead, Round}})
@@ -265,7 +200,7 @@ spawn_link_first(Config) ->
     on_a(Config, fun(Peer) ->
         parallel(?WORKERS, fun(_) ->
             rounds(?ROUNDS, fun(Round) ->
-                Pid = spawn_link(Peer, ?MODULE, newborn, [[self()], Round]),
+                Pid = spawn_link(Peer, ?ORDER, newborn, [[self()], Round]),
                 ?NEXT({born, Pid, Round}),
                 ?NEXT({'EXIT', Pid, {dead, Round}})
             end)
@@ -286,27 +221,10 @@ erpc_calls(Config) ->
 fragments_of_several_senders(Config) ->
     on_a(Config, fun(Peer) ->
         parallel(6, fun(N) ->
-            There = spawn_link(Peer, ?MODULE, large_both_ways, [self(), N, 6]),
-            exchange(There, N, 6)
+            There = spawn_link(Peer, ?ORDER, exchange, [self(), N, 6]),
+            ?ORDER:exchange(There, N, 6)
         end)
     end).
-
--spec large_both_ways(pid(), pos_integer(), pos_integer()) -> ok.
-large_both_ways(Other, N, Count) ->
-    exchange(Other, N, Count).
-
-exchange(Other, N, Count) ->
-    Large = fun(I) -> binary:copy(<<N, I>>, 100000 + 10000 * N) end,
-    [begin Other ! {large, I, Large(I)}, Other ! {small, I} end || I <- lists:seq(1, Count)],
-    [begin
-         Expected = Large(I),
-         ?NEXT({large, I, Expected}),
-         ?NEXT({small, I})
-     end || I <- lists:seq(1, Count)],
-    Other ! finished,
-    ?NEXT(finished),
-    unlink(Other),
-    ok.
 
 %% Arguments in many fragments; the new process's first signals in one.
 large_spawn_requests(Config) ->
@@ -314,7 +232,7 @@ large_spawn_requests(Config) ->
         parallel(6, fun(N) ->
             Term = binary:copy(<<N>>, 200000),
             rounds(5, fun(_) ->
-                Request = erlang:spawn_request(Peer, ?MODULE, newborn, [[self()], Term], [link]),
+                Request = erlang:spawn_request(Peer, ?ORDER, newborn, [[self()], Term], [link]),
                 {spawn_reply, Request, ok, Pid} = ?NEXT({spawn_reply, Request, ok, _}),
                 ?NEXT({born, Pid, Term}),
                 ?NEXT({'EXIT', Pid, {dead, Term}})
@@ -322,21 +240,12 @@ large_spawn_requests(Config) ->
         end)
     end).
 
-%% Does as it is told: messages, then an end with a reason.
--spec talker([pid() | reference() | {atom(), node()}], term()) -> no_return().
-talker(Owners, Messages) ->
-    receive {talk, Why} ->
-        [Owner ! {I, Message} || {I, Message} <- lists:zip(lists:seq(1, length(Messages)), Messages),
-                                 Owner <- [lists:nth(1 + I rem length(Owners), Owners)]],
-        exit(Why)
-    end.
-
 large_then_small_then_exit(Config) ->
     on_a(Config, fun(Peer) ->
         parallel(6, fun(N) ->
             Large = binary:copy(<<N>>, 300000),
             rounds(5, fun(_) ->
-                Pid = spawn(Peer, ?MODULE, talker, [[self()], [Large, small, Large]]),
+                Pid = spawn(Peer, ?ORDER, talker, [[self()], [Large, small, Large]]),
                 link(Pid),
                 Pid ! {talk, Large},
                 ?NEXT({1, Large}),
@@ -355,7 +264,7 @@ ends(Config, Owners) ->
             Name = name(watcher, N),
             register(Name, self()),
             rounds(?ROUNDS, fun(Round) ->
-                Pid = spawn(Peer, ?MODULE, talker, [Owners(self(), Name), [a, b, c]]),
+                Pid = spawn(Peer, ?ORDER, talker, [Owners(self(), Name), [a, b, c]]),
                 _ = case Round rem 2 of 0 -> link(Pid); 1 -> erlang:monitor(process, Pid) end,
                 Pid ! {talk, Round},
                 [?NEXT({I, M}) || {I, M} <- [{1, a}, {2, b}, {3, c}]],
@@ -382,7 +291,7 @@ late_monitors(Config) ->
             Name = name(late, N),
             register(Name, self()),
             rounds(?ROUNDS, fun(Round) ->
-                Pid = spawn(Peer, ?MODULE, talker, [all_names(self(), Name), [a, b, c]]),
+                Pid = spawn(Peer, ?ORDER, talker, [all_names(self(), Name), [a, b, c]]),
                 Pid ! {talk, gone},
                 timer:sleep(Round rem 4 * 5),
                 Monitor = erlang:monitor(process, Pid),
@@ -395,24 +304,11 @@ late_monitors(Config) ->
 
 %%% Links, monitors and group leaders before messages
 
-%% Obeys whoever has its name or its pid.
--spec obedient(pid(), atom()) -> no_return().
-obedient(Owner, Name) ->
-    Name =:= none orelse register(Name, self()),
-    Owner ! {ready, self()},
-    obey(Owner).
-
-obey(Owner) ->
-    receive
-        {exit, Why} -> exit(Why);
-        leader -> Owner ! {leader, group_leader()}, obey(Owner)
-    end.
-
 link_unlink_races(Config) ->
     on_a(Config, fun(Peer) ->
         parallel(?WORKERS, fun(_) ->
             rounds(?ROUNDS, fun(Round) ->
-                Pid = spawn(Peer, ?MODULE, obedient, [self(), none]),
+                Pid = spawn(Peer, ?ORDER, obedient, [self(), none]),
                 ?NEXT({ready, Pid}),
                 [begin link(Pid), unlink(Pid) end || _ <- lists:seq(1, Round rem 4)],
                 link(Pid),
@@ -428,7 +324,7 @@ watchers_before_message_to_name(Config) ->
         parallel(?WORKERS, fun(N) ->
             rounds(?ROUNDS, fun(Round) ->
                 Name = name(watched, lists:concat([N, "_", Round])),
-                Pid = spawn(Peer, ?MODULE, obedient, [self(), Name]),
+                Pid = spawn(Peer, ?ORDER, obedient, [self(), Name]),
                 ?NEXT({ready, Pid}),
                 _ = case Round rem 2 of 0 -> link(Pid); 1 -> erlang:monitor(process, Pid) end,
                 {Name, Peer} ! {exit, {round, Round}},
@@ -445,7 +341,7 @@ group_leader_before_message(Config) ->
     on_a(Config, fun(Peer) ->
         parallel(?WORKERS, fun(N) ->
             Name = name(led, N),
-            Pid = spawn(Peer, ?MODULE, obedient, [self(), Name]),
+            Pid = spawn(Peer, ?ORDER, obedient, [self(), Name]),
             ?NEXT({ready, Pid}),
             rounds(?ROUNDS, fun(Round) ->
                 Leader = spawn(fun() -> receive never -> ok end end),
@@ -460,24 +356,11 @@ group_leader_before_message(Config) ->
 
 %%% exit/2
 
-%% What it gets, as message or as exit signal, has to be numbered one after the other.
--spec trapping(pid(), atom(), pos_integer()) -> no_return().
-trapping(Owner, Name, Count) ->
-    process_flag(trap_exit, true),
-    register(Name, self()),
-    Owner ! {ready, self()},
-    trapped(Owner, Count).
-
-trapped(Owner, Count) ->
-    Got = [receive {'EXIT', Owner, {number, I}} -> I; {number, I} -> I after ?DEADLINE -> missing end || _ <- lists:seq(1, Count)],
-    Owner ! {got, Got},
-    trapped(Owner, Count).
-
 exit_signals(Config, Tag, To) ->
     on_a(Config, fun(Peer) ->
         parallel(?WORKERS, fun(N) ->
             Name = name(Tag, N),
-            Pid = spawn(Peer, ?MODULE, trapping, [self(), Name, 8]),
+            Pid = spawn(Peer, ?ORDER, trapping, [self(), Name, 8]),
             ?NEXT({ready, Pid}),
             Expected = lists:seq(1, 8),
             rounds(?ROUNDS, fun(_) ->
@@ -500,13 +383,13 @@ exit_signals_among_messages_to_name(Config) -> exit_signals(Config, trap_name, f
 fences_among_messages(Config) ->
     on_a(Config, fun(Peer) ->
         Disturb = fun(_) ->
-            Other = spawn(Peer, ?MODULE, obedient, [self(), none]),
+            Other = spawn(Peer, ?ORDER, obedient, [self(), none]),
             ?NEXT({ready, Other}),
             rounds(?ROUNDS, fun(_) ->
                 %% from there: DOWN of a name that nobody has, and of a spawn that fails
                 Monitor = erlang:monitor(process, {order_no_such_name, Peer}),
                 ?NEXT({'DOWN', Monitor, process, {order_no_such_name, Peer}, noproc}),
-                Request = erlang:spawn_request(Peer, ?MODULE, no_such_function, [], [no_such_option]),
+                Request = erlang:spawn_request(Peer, ?ORDER, no_such_function, [], [no_such_option]),
                 ?NEXT({spawn_reply, Request, error, badopt}),
                 %% from here
                 true = group_leader(self(), Other)
@@ -515,7 +398,7 @@ fences_among_messages(Config) ->
         end,
         Talk = fun(N) ->
             Name = name(fenced, N),
-            Receiver = spawn(Peer, ?MODULE, receiver, [self(), Name]),
+            Receiver = spawn(Peer, ?ORDER, receiver, [self(), Name]),
             {ready, Receiver, Alias} = ?NEXT({ready, Receiver, _}),
             to_all_names(Receiver, Name, Peer, Alias, 2 * ?ROUNDS),
             exit(Receiver, kill)
@@ -531,62 +414,23 @@ atom_cache(Config) ->
     NodeA = ?LIB:node(A),
     Expected = ?config(streams, Config) =:= {1, 1},
     [begin
-         Watch = ?LIB:run(Watcher, fun() -> watch_input(Other) end),
+         Watch = ?LIB:run(Watcher, fun() -> ?ORDER:watch_input(Other) end),
          ok = ?LIB:run(Sender, fun() -> [{order_nobody, SendsTo} ! {an_atom, another_atom, I} || I <- lists:seq(1, 50)], ok end),
-         Packets = ?LIB:run(Watcher, fun() -> packets_of(Watch, 50) end),
+         Packets = ?LIB:run(Watcher, fun() -> ?ORDER:packets_of(Watch, 50) end),
          ct:log("~p", [lists:sublist(Packets, 45, 3)]),
          Cached = [P || <<131, Kind, References, _/binary>> = P <- Packets, Kind =:= 68, References > 0],
          {SendsTo, Expected} = {SendsTo, length(Cached) > 40}
      end || {Sender, Watcher, SendsTo, Other} <- [{A, B, Peer, NodeA}, {B, A, NodeA, Peer}]],
     on_a(Config, fun(Peer1) -> parallel(1, fun(_) -> 1 = erpc:call(Peer1, erlang, abs, [-1], ?DEADLINE), timer:sleep(100) end) end).
 
-%% Keeps what the input handler of the connection to Node is told.
--spec watch_input(node()) -> pid().
-watch_input(Node) ->
-    #{connections := Connections} = quic_dist:info(),
-    [Controller] = [C || #{node := N, controller := C} <- Connections, N =:= Node],
-    %% it is started a little after the VM says that the node is up
-    ?LIB:wait_until({input, Controller}, fun() -> inputs(Controller) =/= [] end, ?DEADLINE),
-    [Input] = inputs(Controller),
-    Caller = self(),
-    Watch = spawn(fun() ->
-        1 = erlang:trace(Input, true, ['receive']),
-        Caller ! {self(), watching},
-        absorb([], Input)
-    end),
-    receive {Watch, watching} -> Watch after ?DEADLINE -> error(deadline) end.
-
-inputs(Controller) ->
-    {links, Links} = process_info(Controller, links),
-    [P || P <- Links, is_pid(P), {initial_call, {quic_dist_input, _, _}} <- [process_info(P, initial_call)]].
-
--spec absorb([binary()], pid()) -> no_return().
-absorb(Packets, Input) ->
-    receive
-        {trace, Input, 'receive', Received} when element(1, Received) =:= quic_dist_packets -> absorb(Packets ++ element(3, Received), Input);
-        {packets, From} -> From ! {packets, self(), Packets}, absorb(Packets, Input);
-        {stop, From} -> From ! {stopped, self()};
-        _ -> absorb(Packets, Input)
-    end.
-
-packets_of(Watch, Count) ->
-    ?LIB:wait_until(fun() -> length(ask_packets(Watch)) >= Count end, ?DEADLINE),
-    Packets = ask_packets(Watch),
-    Watch ! {stop, self()},
-    receive {stopped, Watch} -> Packets after ?DEADLINE -> error(deadline) end.
-
-ask_packets(Watch) ->
-    Watch ! {packets, self()},
-    receive {packets, Watch, Packets} -> Packets after ?DEADLINE -> error(deadline) end.
-
 %% What one TCP connection gives and Erlang does not promise: an order between the messages of different processes, if one was sent
 %% after the other.
 total_order(Config) ->
     on_a(Config, fun(Peer) ->
-        Receiver = spawn(Peer, ?MODULE, receiver, [self(), order_total]),
+        Receiver = spawn(Peer, ?ORDER, receiver, [self(), order_total]),
         ?NEXT({ready, Receiver, _}),
         Count = 2000,
-        Ring = [spawn_link(fun() -> relay(Receiver) end) || _ <- lists:seq(1, 7)],
+        Ring = [spawn_link(fun() -> ?ORDER:relay(Receiver) end) || _ <- lists:seq(1, 7)],
         [P ! {next, Q} || {P, Q} <- lists:zip(Ring, tl(Ring) ++ [hd(Ring)])],
         hd(Ring) ! {number, 1, Count, self()},
         ?NEXT(all_sent),
@@ -595,15 +439,3 @@ total_order(Config) ->
         [begin unlink(P), exit(P, kill) end || P <- [Receiver | Ring]],
         ok
     end).
-
-relay(Receiver) -> receive {next, Next} -> relay(Receiver, Next) end.
-
-relay(Receiver, Next) ->
-    receive {number, I, Count, Owner} ->
-        Receiver ! {number, I},
-        case I of
-            Count -> Owner ! all_sent;
-            _ -> Next ! {number, I + 1, Count, Owner}
-        end,
-        relay(Receiver, Next)
-    end.

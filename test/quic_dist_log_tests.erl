@@ -16,10 +16,14 @@ reasons_fit_one_line_test_() ->
                    idle_timeout, handshake_timeout, owner_down, endpoint_closed,
                    {io, enetunreach}, eaddrinuse,
                    {bad_option, max_frame, 1},
+                   {recv_name_failed, {ok, lists:duplicate(60000, $\n)}},
+                   {recv_name_failed, {ok, lists:seq(0, 255)}},
                    {nif_not_loaded, "/p/quic_dist_nif", "no such file"}]].
 
 peer_text_is_bounded_test() ->
     ?assert(length(words({protocol_error, binary:copy(<<"x">>, 100000)})) < 400),
+    ?assert(length(words({recv_name_failed, {ok, lists:duplicate(60000, $x)}})) < 600),
+    ?assert(length(words({recv_name_failed, {ok, lists:duplicate(60000, 200)}})) < 600),
     %% bytes that are no UTF-8, and a character cut in two
     ?assert(length(words({tls, binary:copy(<<255>>, 100000)})) < 2000),
     ?assert(length(words({tls, binary:copy(<<"xé"/utf8>>, 1000)})) < 2000).

@@ -11,7 +11,8 @@
 
 -type options() :: #{
     to => inet:port_number(),          %% the server's port at 127.0.0.1
-    loss => float(),                   %% 0.0 to 1.0: of each datagram, in both directions
+    loss => float(),                   %% 0.0 to 1.0: of each datagram
+    lossy => both | to_server | to_client,   %% the direction of the loss
     duplicate => float(),
     reorder => float(),                %% share of datagrams that wait 1 to reorder_ms, while others overtake them
     reorder_ms => pos_integer(),
@@ -37,7 +38,7 @@ start(Options) ->
         Front = open(),
         {ok, Port} = inet:port(Front),
         Caller ! {self(), Port},
-        Defaults = #{loss => 0.0, duplicate => 0.0, reorder => 0.0, reorder_ms => 5, delay_ms => 0, capture => 0, seed => 1},
+        Defaults = #{loss => 0.0, lossy => both, duplicate => 0.0, reorder => 0.0, reorder_ms => 5, delay_ms => 0, capture => 0, seed => 1},
         All = #{seed := Seed} = maps:merge(Defaults, Options),
         loop(#state{options = All, rand = rand:seed_s(exsss, erlang:phash2(Seed)), front = Front})
     end),
@@ -119,14 +120,18 @@ server_of(Client, #state{clients = Clients, servers = Servers} = S) ->
     end.
 
 %% What becomes of one datagram.
-pass(Datagram, Path, #state{options = #{loss := Loss, duplicate := Duplicate}} = S0) ->
+pass(Datagram, Path, #state{options = #{loss := Loss, lossy := Lossy, duplicate := Duplicate}} = S0) ->
     {Fate, S1} = uniform(S0),
     {Twin, S2} = uniform(S1),
+    Lost = Fate < Loss andalso (Lossy =:= both orelse Lossy =:= direction(Path)),
     if
-        Fate < Loss -> count(dropped, S2);
+        Lost -> count(dropped, S2);
         Twin < Duplicate -> later_or_now(Datagram, Path, later_or_now(Datagram, Path, count(duplicated, S2)));
         true -> later_or_now(Datagram, Path, S2)
     end.
+
+direction({_, to_server}) -> to_server;
+direction({_, _Client}) -> to_client.
 
 later_or_now(Datagram, Path, #state{options = #{reorder := Reorder, reorder_ms := Most, delay_ms := Delay}} = S0) ->
     {Luck, S1} = uniform(S0),

@@ -149,13 +149,7 @@ impl Events for NifEvents {
                 if let Some(input) = connection.input() {
                     self.send(input, move |env| {
                         let binaries = terms::binaries(env, &packets);
-                        (
-                            atoms::quic_dist_packets(),
-                            connection,
-                            binaries,
-                            packets.bytes.len(),
-                        )
-                            .encode(env)
+                        (atoms::quic_dist_packets(), binaries, packets.bytes.len()).encode(env)
                     });
                 }
             }

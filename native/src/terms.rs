@@ -15,7 +15,7 @@ pub mod atoms {
         quic_dist, quic_dist_incoming, quic_dist_refused, quic_dist_log, quic_dist_packets,
         quic_dist_endpoint_down,
         connected, control, writable, closed, busy, too_long, bad_option, identity,
-        peer_closed, local_closed, idle_timeout, handshake_timeout, tls, protocol_error,
+        peer_closed, local_closed, idle_timeout, handshake_timeout, tls, protocol_error, bad_packet,
         transport_error, owner_down, endpoint_closed, io,
         econnrefused, eaddrinuse, eaddrnotavail, eacces, enetunreach, ehostunreach, enetdown,
         emfile, eio,
@@ -177,6 +177,7 @@ pub fn close_reason<'a>(env: Env<'a>, reason: &CloseReason) -> Term<'a> {
         CloseReason::Protocol { text: said } => {
             (atoms::protocol_error(), text(env, said)).encode(env)
         }
+        CloseReason::BadPacket { text: said } => (atoms::bad_packet(), text(env, said)).encode(env),
         CloseReason::Transport { code, .. } => (
             atoms::transport_error(),
             code,

@@ -80,6 +80,12 @@ impl Connection {
         self.hang_up(code, text);
     }
 
+    /// The peer sent what the VM must not see.
+    pub(super) fn bad_packet(&mut self, text: &str) {
+        self.report(CloseReason::BadPacket { text: text.into() });
+        self.hang_up(code::BAD_PACKET, text);
+    }
+
     /// The peer has finished its streams, and we have read them to the end.
     pub(super) fn peer_finished(&mut self) {
         self.report(CloseReason::PeerClosed {

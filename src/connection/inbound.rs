@@ -8,6 +8,7 @@ use crate::config::Limits;
 use crate::event::Event;
 use crate::frame::{FrameReader, Frames, Prefix};
 use crate::layout::{CONTROL, MAX_DATA_STREAMS, Role};
+use crate::router;
 
 /// One event holds at most this many bytes of a data stream, or one packet if that is longer.
 const READ_BATCH: usize = 256 << 10;
@@ -239,6 +240,10 @@ impl Connection {
     }
 
     fn deliver(&mut self, frames: Frames) {
+        // The VM takes it on trust that nobody refers to an atom cache that was not agreed on.
+        if !self.has_atom_cache() && frames.iter().any(router::refers_to_atom_cache) {
+            return self.bad_packet("atom cache references, though there is no atom cache");
+        }
         if !frames.ranges.is_empty() {
             self.shared.receive.add(frames.bytes.len());
             self.happen(Event::Data(frames));
@@ -269,6 +274,11 @@ impl Connection {
         }
         self.deliver(frames);
         true
+    }
+
+    /// It needs a total order, and so takes part only with one data stream each way.
+    fn has_atom_cache(&self) -> bool {
+        self.outbound.streams() == 1 && self.inbound.peer_streams == Some(1)
     }
 
     /// A data stream is written by the side that opened it only.

@@ -13,7 +13,7 @@ mod outbound;
 mod tests;
 mod transmit;
 
-pub use transmit::{Train, Transmit};
+pub use transmit::{Sent, Train, Transmit};
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -26,9 +26,10 @@ use quiche::{ConnectionId, RecvInfo};
 use crate::close::CloseReason;
 use crate::config::Limits;
 use crate::event::Event;
-use crate::handle::{ConnectionInfo, Shared};
+use crate::handle::{ConnectionCommand, ConnectionInfo, Shared};
 use crate::identity;
 use crate::layout::Role;
+use crate::send_queue::Pieces;
 use crate::table::random_id;
 use end::Suspicion;
 use inbound::Inbound;
@@ -49,6 +50,12 @@ enum State {
     Ended,
 }
 
+/// How soon a connection in use is looked at again, at the latest.
+const COME_BY: Duration = Duration::from_millis(20);
+
+/// quiche's connection, with send buffers that are not copied.
+pub(crate) type Quic = quiche::Connection<Pieces>;
+
 /// How long an ended connection is kept at most.
 const FORGET_AFTER: Duration = Duration::from_secs(3);
 
@@ -67,7 +74,7 @@ pub enum Happening {
 
 /// See the module's documentation.
 pub struct Connection {
-    quic: quiche::Connection,
+    quic: Quic,
     role: Role,
     state: State,
     inbound: Inbound,
@@ -77,6 +84,18 @@ pub struct Connection {
     suspicion: Option<Suspicion>,
     /// A packet that quiche made and that fits no GSO train with those before it.
     held: Option<(Vec<u8>, quiche::SendInfo)>,
+    /// A train that the operating system had no room for.
+    unsent: Option<(Vec<u8>, Transmit)>,
+    /// The last turn's share was sent, and there may be more.
+    more: bool,
+    /// Datagrams that came since anything was sent, and until when they may go unanswered; none
+    /// of what may wait ([`Connection::can_wait`]).
+    unanswered: usize,
+    answer_at: Option<Instant>,
+    /// Something was sent or received since the event thread made its plan.
+    active: bool,
+    /// When the event thread comes by at the latest.
+    planned: Option<Instant>,
     handshake_timeout: Duration,
     linger: Duration,
     /// When an ended connection is forgotten though quiche has not closed it.
@@ -87,7 +106,7 @@ pub struct Connection {
 impl Connection {
     /// A connection around a new quiche connection, which must not have sent or received anything.
     pub(crate) fn new(
-        quic: quiche::Connection,
+        quic: Quic,
         role: Role,
         limits: &Limits,
         shared: Arc<Shared>,
@@ -103,6 +122,12 @@ impl Connection {
             happenings: VecDeque::new(),
             suspicion: None,
             held: None,
+            unsent: None,
+            more: false,
+            unanswered: 0,
+            answer_at: None,
+            active: false,
+            planned: None,
             handshake_timeout: limits.handshake_timeout,
             linger: limits.linger,
             forget: None,
@@ -113,6 +138,8 @@ impl Connection {
     /// Takes a datagram from the network. Whatever it holds, what goes wrong is this connection's
     /// end and nobody else's.
     pub fn receive(&mut self, datagram: &mut [u8], from: SocketAddr, to: SocketAddr) {
+        self.active = true;
+        self.unanswered += usize::from(datagram.len() > transmit::BARE_ACK);
         // An error has ended the connection inside quiche; `work` finds it there, with its code.
         let _ = self.quic.recv(datagram, RecvInfo { from, to });
     }
@@ -122,6 +149,7 @@ impl Connection {
     pub(crate) fn work(&mut self, now: Instant) {
         if self.quic.timeout_instant().is_some_and(|at| at <= now) {
             self.quic.on_timeout();
+            self.urgent();
         }
         self.count_packets();
         self.check_established(now);
@@ -170,6 +198,27 @@ impl Connection {
         }
     }
 
+    /// Carries out what another thread asks for.
+    pub(crate) fn command(&mut self, command: ConnectionCommand, now: Instant) {
+        self.urgent();
+        match command {
+            ConnectionCommand::ReadControl => self.read_control(),
+            ConnectionCommand::ReadData => self.read_data(),
+            // Being served is all that it takes.
+            ConnectionCommand::Resume => {}
+            ConnectionCommand::Control(framed) => self.send_control(framed),
+            ConnectionCommand::Data(framed) => self.send_data(framed),
+            ConnectionCommand::Tick => self.tick(),
+            ConnectionCommand::Info(reply) => {
+                if let Some(info) = self.info() {
+                    // Whoever asked may have stopped waiting.
+                    let _ = reply.try_send(info);
+                }
+            }
+            ConnectionCommand::Close(closing) => self.close(closing, now),
+        }
+    }
+
     /// Somebody owns the connection: the control stream is read from now on.
     pub(crate) fn read_control(&mut self) {
         self.inbound.reads_control = true;
@@ -193,11 +242,38 @@ impl Connection {
             own,
             self.suspicion.as_ref().map(Suspicion::deadline),
             self.forget,
+            self.answer_at,
             self.quic.timeout_instant(),
         ]
         .into_iter()
         .flatten()
         .min()
+    }
+
+    /// What is to be sent does not wait.
+    fn urgent(&mut self) {
+        // As if more than one datagram were unanswered.
+        self.unanswered += 2;
+    }
+
+    /// When the event thread is to come by again, and it will.
+    ///
+    /// A connection that was in use a moment ago is looked at again soon, though nothing is due:
+    /// a thread that sends in the meantime sets timers of at least 25 ms (RFC 9002, section 6.2.1)
+    /// and so need not wake the event thread to tell it. Once nothing moves, nobody comes by.
+    pub(crate) fn plan(&mut self, now: Instant) -> Option<Instant> {
+        let soon = std::mem::take(&mut self.active).then(|| now + COME_BY);
+        self.planned = [self.deadline(), soon].into_iter().flatten().min();
+        self.planned
+    }
+
+    /// Whether something is due before the event thread comes by.
+    pub(crate) fn is_due_earlier(&self) -> bool {
+        match (self.deadline(), self.planned) {
+            (Some(due), Some(planned)) => due < planned,
+            (due, None) => due.is_some(),
+            (None, _) => false,
+        }
     }
 
     /// Takes what has happened, oldest first.
@@ -219,6 +295,7 @@ impl Connection {
         matches!(self.state, State::Ended)
             && (self.quic.is_closed() || self.forgotten)
             && self.held.is_none()
+            && self.unsent.is_none()
     }
 
     /// Makes new connection ids for the peer to use, as many as it takes, each paired with nothing
@@ -241,6 +318,9 @@ impl Connection {
                 break;
             }
             ids.push(id);
+        }
+        if !ids.is_empty() {
+            self.urgent();
         }
         ids
     }

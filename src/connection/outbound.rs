@@ -58,6 +58,11 @@ impl Outbound {
         self.data.len()
     }
 
+    /// Whether nothing is queued.
+    pub fn is_empty(&self) -> bool {
+        self.control.is_empty() && self.data.iter().all(|s| s.queue.is_empty())
+    }
+
     /// Drops what is queued, and says how many bytes of it were data.
     pub fn clear(&mut self) -> usize {
         self.control.clear();
@@ -189,14 +194,14 @@ impl Connection {
                 self.prioritise(CONTROL, CONTROL_URGENCY, false);
                 self.outbound.control_opened = true;
             }
-            let room = self.room(CONTROL, self.outbound.control.front().len());
-            if room == 0 {
+            let room = self.room(CONTROL, self.outbound.control.len());
+            let Some(piece) = self.outbound.control.take(room) else {
                 return;
-            }
-            let bytes = &self.outbound.control.front()[..room];
-            match self.quic.stream_send(CONTROL, bytes, false) {
-                Ok(0) | Err(quiche::Error::Done) => return,
-                Ok(n) => self.outbound.control.advance(n),
+            };
+            match self.quic.stream_send_zc(CONTROL, piece.clone(), false) {
+                Ok((_, None)) => {}
+                Ok((_, Some(rest))) => return self.outbound.control.put_back(rest),
+                Err(quiche::Error::Done) => return self.outbound.control.put_back(piece),
                 Err(error) => return self.write_failed(CONTROL, error),
             }
         }
@@ -216,16 +221,22 @@ impl Connection {
                 // Incremental: streams of one urgency take turns.
                 self.prioritise(id, urgency, true);
             }
-            let room = self.room(id, self.outbound.data[index].queue.front().len());
-            if room == 0 {
+            let room = self.room(id, self.outbound.data[index].queue.len());
+            let Some(piece) = self.outbound.data[index].queue.take(room) else {
                 break;
-            }
-            let bytes = &self.outbound.data[index].queue.front()[..room];
-            match self.quic.stream_send(id, bytes, false) {
-                Ok(0) | Err(quiche::Error::Done) => break,
-                Ok(n) => {
-                    self.outbound.data[index].queue.advance(n);
-                    drained += n;
+            };
+            let queue = &mut self.outbound.data[index].queue;
+            match self.quic.stream_send_zc(id, piece.clone(), false) {
+                Ok((written, rest)) => {
+                    drained += written;
+                    if let Some(rest) = rest {
+                        queue.put_back(rest);
+                        break;
+                    }
+                }
+                Err(quiche::Error::Done) => {
+                    queue.put_back(piece);
+                    break;
                 }
                 Err(error) => {
                     self.write_failed(id, error);
@@ -277,9 +288,7 @@ impl Connection {
             // A server whose client never opened the control stream: nothing was ever said.
             return self.hang_up(code::NO_ERROR, "");
         }
-        if !self.outbound.control.is_empty()
-            || self.outbound.data.iter().any(|s| !s.queue.is_empty())
-        {
+        if !self.outbound.is_empty() {
             return;
         }
         self.outbound.finished = true;

@@ -110,6 +110,17 @@ impl Router {
     }
 }
 
+/// Whether a packet has entries in its atom cache field (OTP's "Distribution Header").
+pub fn refers_to_atom_cache(packet: &[u8]) -> bool {
+    match *packet {
+        [VERSION, DIST_HEADER, references, ..] => references > 0,
+        [VERSION, FRAGMENT_FIRST, ref rest @ ..] => {
+            matches!(fragment_header(rest), Some((_, _, [1..=255, ..])))
+        }
+        _ => false,
+    }
+}
+
 /// Sequence id, fragment id, and what follows them.
 fn fragment_header(rest: &[u8]) -> Option<(u64, u64, &[u8])> {
     let (sequence, rest) = rest.split_first_chunk::<8>()?;
@@ -132,13 +143,13 @@ fn sender(control: &[u8]) -> Option<Sender> {
         // by name it is the name, which says nothing of the process that had it.
         1 | 3 | 4 | 6 | 8 | 13 | 16 | 18 | 19..=28 | 33 | 34 => 0,
         // SPAWN_REQUEST: after the request's reference. UNLINK_ID and its ACK: after the id.
-        // ALTACT_SIG_SEND: after the flags.
+        // ALTACT_SIG_SEND (OTP 28): after the flags, whatever they say.
         29 | 30 | 35..=37 => 1,
         // SPAWN_REPLY: the result is the new process, whose first signal this is. (An error is
         // no process, and of nobody's making.)
         31 | 32 => 3,
-        // SEND has no sender. GROUP_LEADER has the new leader where the sender should be. The rest
-        // is unknown.
+        // SEND has no sender; a message that makes its node dial is one. GROUP_LEADER has the new
+        // leader where the sender should be. The rest is unknown.
         _ => return None,
     };
     for _ in 0..before {

@@ -72,7 +72,7 @@ impl Intruder {
     pub fn our_turn(&mut self) -> bool {
         let now = self.now();
         self.side.work(now);
-        let datagrams = self.side.datagrams(now);
+        let datagrams = self.side.datagrams();
         let moved = !datagrams.is_empty();
         let from = self.side.address();
         for (mut datagram, to) in datagrams {

@@ -147,6 +147,15 @@ impl Commands for Queue {
     fn connection(&self, _: Id, command: ConnectionCommand) {
         self.0.lock().push(command);
     }
+
+    fn max_segments(&self) -> usize {
+        64
+    }
+
+    /// Not reached: the connection is not where another thread could find it.
+    fn send(&self, _: &[u8], _: &Transmit) -> std::io::Result<()> {
+        Err(std::io::ErrorKind::WouldBlock.into())
+    }
 }
 
 /// A connection, and what a driver and an owner would know of it.
@@ -176,18 +185,19 @@ impl Side {
     pub fn client(limits: &Limits) -> Self {
         let mut config = quic_config(limits, Role::Client);
         let id = random_id().unwrap();
-        let quic = quiche::connect(None, &id, CLIENT, SERVER, &mut config).unwrap();
+        let quic =
+            quiche::connect_with_buffer_factory(None, &id, CLIENT, SERVER, &mut config).unwrap();
         Side::new(quic, Role::Client, limits, &id)
     }
 
     pub fn server(limits: &Limits) -> Self {
         let mut config = quic_config(limits, Role::Server);
         let id = random_id().unwrap();
-        let quic = quiche::accept(&id, None, SERVER, CLIENT, &mut config).unwrap();
+        let quic = quiche::accept_with_buf_factory(&id, None, SERVER, CLIENT, &mut config).unwrap();
         Side::new(quic, Role::Server, limits, &id)
     }
 
-    fn new(quic: quiche::Connection, role: Role, limits: &Limits, id: &ConnectionId) -> Self {
+    fn new(quic: Quic, role: Role, limits: &Limits, id: &ConnectionId) -> Self {
         let shared = Shared::new(limits);
         let queue = Arc::new(Queue::default());
         Side {
@@ -235,22 +245,8 @@ impl Side {
 
     fn take_commands(&mut self, now: Instant) {
         let commands = std::mem::take(&mut *self.queue.0.lock());
-        let connection = &mut self.connection;
         for command in commands {
-            match command {
-                ConnectionCommand::ReadControl => connection.read_control(),
-                ConnectionCommand::ReadData => connection.read_data(),
-                ConnectionCommand::Resume => {}
-                ConnectionCommand::Control(framed) => connection.send_control(framed),
-                ConnectionCommand::Data(framed) => connection.send_data(framed),
-                ConnectionCommand::Tick => connection.tick(),
-                ConnectionCommand::Info(reply) => {
-                    if let Some(info) = connection.info() {
-                        reply.try_send(info).unwrap();
-                    }
-                }
-                ConnectionCommand::Close(closing) => connection.close(closing, now),
-            }
+            self.connection.command(command, now);
         }
     }
 
@@ -293,9 +289,9 @@ impl Side {
     }
 
     /// The datagrams that leave in this turn, with their destinations.
-    pub fn datagrams(&mut self, now: Instant) -> Vec<(Vec<u8>, SocketAddr)> {
+    pub fn datagrams(&mut self) -> Vec<(Vec<u8>, SocketAddr)> {
         let mut out = Vec::new();
-        while let Some(transmit) = self.connection.transmit(&mut self.train, now) {
+        while let Some(transmit) = self.connection.transmit(&mut self.train) {
             assert_eq!(transmit.from, self.address());
             assert!(
                 transmit.length <= 65_535 - 48,
@@ -383,7 +379,7 @@ impl Pair {
                 Role::Server => &mut self.server,
             };
             side.work(now);
-            for (datagram, _) in side.datagrams(now) {
+            for (datagram, _) in side.datagrams() {
                 moved = true;
                 self.net.send(role.peer(), &datagram);
             }

@@ -26,7 +26,7 @@ fn act() -> impl Strategy<Value = Act> {
 fn check_trains(client: &mut Side, server: &mut Side, lose: bool) -> Result<(), TestCaseError> {
     let now = Instant::now();
     client.work(now);
-    while let Some(transmit) = client.connection.transmit(&mut client.train, now) {
+    while let Some(transmit) = client.connection.transmit(&mut client.train) {
         let bytes = client.train.bytes(&transmit);
         prop_assert_eq!(transmit.to, SERVER);
         prop_assert!(transmit.segment <= transmit.length && transmit.length <= 65_535 - 48);
@@ -49,7 +49,7 @@ fn check_trains(client: &mut Side, server: &mut Side, lose: bool) -> Result<(), 
         }
     }
     server.work(now);
-    for (mut datagram, _) in server.datagrams(now) {
+    for (mut datagram, _) in server.datagrams() {
         client.connection.receive(&mut datagram, SERVER, CLIENT);
     }
     Ok(())
@@ -126,7 +126,7 @@ fn packets_for_two_addresses_do_not_share_a_train() {
             probed = peer.probe_path(other, SERVER).is_ok();
             assert!(probed);
         }
-        for (mut datagram, to) in server.datagrams(now) {
+        for (mut datagram, to) in server.datagrams() {
             // An id belongs to one path, so a packet under the wrong address shows.
             if datagram[0] & 0x80 == 0 {
                 let before = *seen.entry(datagram[1..17].to_vec()).or_insert(to);

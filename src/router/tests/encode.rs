@@ -9,6 +9,20 @@ pub struct Process {
 #[derive(Clone, Copy, Debug)]
 pub struct Name(pub &'static str);
 
+/// Flags of ALTACT_SIG_SEND (OTP 28, `dist.h`).
+pub const PRIORITY: u8 = 1;
+pub const TOKEN: u8 = 2;
+pub const ALIAS: u8 = 4;
+pub const NAME: u8 = 8;
+pub const EXIT: u8 = 16;
+
+/// Whom such a signal is for.
+#[derive(Clone, Copy, Debug)]
+pub enum Alternate {
+    Alias,
+    Pid(Process),
+}
+
 /// The elements of a control message.
 #[derive(Clone, Debug, Default)]
 pub struct Packet {
@@ -87,6 +101,15 @@ impl Packet {
 
     pub fn alias_send(self, from: Process) -> Self {
         self.of(33, vec![pid(from), reference()])
+    }
+
+    /// A message (and, with `EXIT`, an exit signal) of OTP 28: to an alias, or urgent, or both.
+    pub fn alternate(self, flags: u8, from: Process, to: Alternate) -> Self {
+        let to = match to {
+            Alternate::Alias => reference(),
+            Alternate::Pid(to) => pid(to),
+        };
+        self.of(37, vec![vec![97, flags], pid(from), to])
     }
 
     pub fn spawn_reply(self, to: Process, child: Process) -> Self {
@@ -181,9 +204,24 @@ pub fn every_signal_of(me: Process, you: Process) -> Vec<Example> {
         (35, vec![vec![98, 0, 1, 0, 0], pid(me), pid(you)]),
         (35, vec![big(), pid(me), pid(you)]),
         (36, vec![big(), pid(me), pid(you)]),
-        (37, vec![vec![97, 9], pid(me), reference()]),
-        (37, vec![vec![97, 3], pid(me), atom("server"), token()]),
     ];
+    // All that OTP 28 makes of it: messages with and without a token, then exit signals, which
+    // have none.
+    let plain = |flags: u8, to: Vec<u8>| (37, vec![vec![97, flags], pid(me), to]);
+    let traced = |flags: u8, to: Vec<u8>| (37, vec![vec![97, flags | TOKEN], pid(me), to, token()]);
+    list.extend([
+        plain(ALIAS, reference()),
+        traced(ALIAS, reference()),
+        plain(PRIORITY | ALIAS, reference()),
+        traced(PRIORITY | ALIAS, reference()),
+        plain(PRIORITY, pid(you)),
+        traced(PRIORITY, pid(you)),
+        plain(PRIORITY | NAME, atom("server")),
+        traced(PRIORITY | NAME, atom("server")),
+        plain(EXIT | ALIAS, reference()),
+        plain(EXIT | PRIORITY | ALIAS, reference()),
+        plain(EXIT | PRIORITY, pid(you)),
+    ]);
     list.sort_by_key(|(operation, _)| *operation);
     list.into_iter()
         .map(|(operation, elements)| Example {

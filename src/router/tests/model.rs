@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use proptest::prelude::*;
 
 use super::super::Route;
-use super::encode::{self, Name, Packet, Process};
+use super::encode::{self, ALIAS, Alternate, EXIT, Name, PRIORITY, Packet, Process};
 
 /// What a process does to a receiver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +17,14 @@ pub enum Deed {
     SendToPid,
     SendToName,
     SendToAlias,
+    /// As OTP 28 sends to an alias, and with priority.
+    SendToNewAlias,
+    SendUrgently,
+    /// `exit/2` with priority, and to an alias.
+    ExitUrgently,
+    ExitAlias,
+    /// As the VM sends while it is still connecting, without a sender.
+    SendWhileConnecting,
     /// In this many fragments, which others' signals may come between.
     SendLarge(u8),
     Link,
@@ -108,7 +116,12 @@ pub fn stories() -> impl Strategy<Value = Story> {
     let deed = prop_oneof![
         4 => Just(Deed::SendToPid),
         2 => Just(Deed::SendToName),
-        2 => Just(Deed::SendToAlias),
+        1 => Just(Deed::SendToAlias),
+        1 => Just(Deed::SendToNewAlias),
+        1 => Just(Deed::SendUrgently),
+        1 => Just(Deed::ExitUrgently),
+        1 => Just(Deed::ExitAlias),
+        1 => Just(Deed::SendWhileConnecting),
         2 => (2u8..6).prop_map(Deed::SendLarge),
         1 => Just(Deed::Link),
         1 => Just(Deed::SetGroupLeader),
@@ -190,6 +203,31 @@ fn signals(story: &Story) -> Vec<Signal> {
                 Packet::new().reg_send(from, NAMES[usize::from(to)]).whole(),
             ),
             Deed::SendToAlias => push(Kind::Message, Packet::new().alias_send(from).whole()),
+            Deed::SendToNewAlias => push(
+                Kind::Message,
+                Packet::new()
+                    .alternate(ALIAS, from, Alternate::Alias)
+                    .whole(),
+            ),
+            Deed::SendUrgently => push(
+                Kind::Message,
+                Packet::new()
+                    .alternate(PRIORITY, from, Alternate::Pid(you))
+                    .whole(),
+            ),
+            Deed::ExitUrgently => push(
+                Kind::Message,
+                Packet::new()
+                    .alternate(EXIT | PRIORITY, from, Alternate::Pid(you))
+                    .whole(),
+            ),
+            Deed::ExitAlias => push(
+                Kind::Message,
+                Packet::new()
+                    .alternate(EXIT | ALIAS, from, Alternate::Alias)
+                    .whole(),
+            ),
+            Deed::SendWhileConnecting => push(Kind::Message, Packet::new().send(you).whole()),
             Deed::Link => push(Kind::Message, Packet::new().link(from, you).whole()),
             Deed::SetGroupLeader => push(
                 Kind::Message,

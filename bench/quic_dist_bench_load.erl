@@ -1,0 +1,239 @@
+%% What runs on the nodes: the processes that send, receive and measure. Each function is called through quic_dist_bench_agent.
+%%
+%% A latency is taken on one node with its monotonic clock, in nanoseconds. A rate is counted where messages arrive.
+-module(quic_dist_bench_load).
+
+-export([connect/2, disconnect/1, start_receivers/1, start_senders/3, stop/0, sample/0, sample_after/2]).
+-export([start_echo/0, pingpong/3, steady/4, start_erpc/2, echo/1]).
+-export([endpoint/0, collect_garbage/0, memory/0]).
+
+-export_type([sample/0]).
+
+-type sample() :: #{count := non_neg_integer(), at := integer(), last := integer()}.
+%% Messages that have come, when this was read, and when the last of them came (ns).
+
+-define(COUNTED, quic_dist_bench_counted).
+-define(STARTED, quic_dist_bench_started).
+-define(ECHO, quic_dist_bench_echo).
+%% Places in the counter.
+-define(COUNT, 1).
+-define(LAST, 2).
+
+%%% Connections
+
+%% Nanoseconds that it took until Node was connected; `false' if it was not.
+-spec connect(node(), non_neg_integer()) -> integer() | false.
+connect(Node, Retries) ->
+    Started = now_ns(),
+    case net_kernel:connect_node(Node) of
+        true -> now_ns() - Started;
+        _ when Retries > 0 -> timer:sleep(100), connect(Node, Retries - 1);
+        _ -> false
+    end.
+
+-spec disconnect(node()) -> ok.
+disconnect(Node) ->
+    _ = erlang:disconnect_node(Node),
+    await_gone(Node, 200).
+
+await_gone(Node, Tries) ->
+    case lists:member(Node, nodes(connected)) of
+        false -> ok;
+        true when Tries > 0 -> timer:sleep(5), await_gone(Node, Tries - 1)
+    end.
+
+%%% Messages one way
+
+%% Receivers receiver_1 to receiver_N, which count together.
+-spec start_receivers(pos_integer()) -> ok.
+start_receivers(N) ->
+    Counter = counters:new(2, []),
+    persistent_term:put(?COUNTED, Counter),
+    started([receiver(name(I), Counter) || I <- lists:seq(1, N)]).
+
+receiver(Name, Counter) ->
+    Parent = self(),
+    Pid = spawn(fun() ->
+        true = register(Name, self()),
+        Parent ! {self(), ready},
+        receive_all(Counter)
+    end),
+    receive {Pid, ready} -> Pid end.
+
+receive_all(Counter) ->
+    receive
+        {large, _} -> counters:put(Counter, ?LAST, now_ns());
+        _Small -> ok
+    end,
+    counters:add(Counter, ?COUNT, 1),
+    receive_all(Counter).
+
+%% N processes, each of which sends What to its receiver on Node until stop/0.
+-spec start_senders(node(), pos_integer(), {binary, pos_integer()} | maps) -> ok.
+start_senders(Node, N, What) ->
+    Message = message(What),
+    started([spawn(fun() -> send_all({name(I), Node}, Message) end) || I <- lists:seq(1, N)]).
+
+send_all(To, Message) ->
+    To ! Message,
+    send_all(To, Message).
+
+%% Only where a message takes long is the time of the last one of use, and cheap enough.
+message({binary, Size}) when Size >= 65536 -> {large, rand:bytes(Size)};
+message({binary, Size}) -> rand:bytes(Size);
+message(maps) ->
+    [#{id => I, name => <<"name ", (integer_to_binary(I))/binary>>, position => {I * 0.5, I * 1.5}, tags => [red, green, blue]}
+     || I <- lists:seq(1, 10000)].
+
+name(I) -> list_to_atom("receiver_" ++ integer_to_list(I)).
+
+%% Ends what was started on this node.
+-spec stop() -> ok.
+stop() ->
+    Pids = persistent_term:get(?STARTED, []),
+    persistent_term:put(?STARTED, []),
+    Monitors = [monitor(process, Pid) || Pid <- Pids],
+    [exit(Pid, kill) || Pid <- Pids],
+    [receive {'DOWN', Monitor, process, _, _} -> ok end || Monitor <- Monitors],
+    collect_garbage().
+
+started(Pids) ->
+    persistent_term:put(?STARTED, Pids ++ persistent_term:get(?STARTED, [])).
+
+-spec sample() -> sample().
+sample() ->
+    Counter = persistent_term:get(?COUNTED),
+    Last = counters:get(Counter, ?LAST),
+    #{count => counters:get(Counter, ?COUNT), at => now_ns(), last => Last}.
+
+%% A sample after that many milliseconds, or as soon after them as the count has reached AtLeast (for 30 s at most).
+-spec sample_after(pos_integer(), non_neg_integer()) -> sample().
+sample_after(Ms, AtLeast) ->
+    timer:sleep(Ms),
+    sample_at_least(AtLeast, now_ns() + 30_000_000_000).
+
+sample_at_least(AtLeast, Deadline) ->
+    case sample() of
+        #{count := Count, at := At} = Sample when Count >= AtLeast; At > Deadline -> Sample;
+        _ -> timer:sleep(10), sample_at_least(AtLeast, Deadline)
+    end.
+
+%%% Messages there and back
+
+-spec start_echo() -> ok.
+start_echo() ->
+    Parent = self(),
+    Pid = spawn(fun() ->
+        true = register(?ECHO, self()),
+        Parent ! {self(), ready},
+        echo_all()
+    end),
+    receive {Pid, ready} -> started([Pid]) end.
+
+echo_all() ->
+    receive {From, Message} -> From ! Message end,
+    echo_all().
+
+%% Every round trip of 16 bytes to the echo process on Node, one after the other, for Ms milliseconds after WarmUp.
+-spec pingpong(node(), non_neg_integer(), pos_integer()) -> binary().
+pingpong(Node, WarmUp, Ms) ->
+    in_process(fun() ->
+        To = {?ECHO, Node},
+        _ = pingpong_until(To, now_ns() + WarmUp * 1000000, []),
+        pack(pingpong_until(To, now_ns() + Ms * 1000000, []))
+    end).
+
+pingpong_until(To, Deadline, Samples) ->
+    Message = <<(now_ns()):128>>,
+    Sent = now_ns(),
+    To ! {self(), Message},
+    receive Message -> ok end,
+    case now_ns() of
+        Now when Now < Deadline -> pingpong_until(To, Deadline, [Now - Sent | Samples]);
+        Now -> [Now - Sent | Samples]
+    end.
+
+%% A message every Every milliseconds, whether the ones before it have come back or not, so that a wait counts for each message
+%% that had to wait. A round trip begins when the message was due: being suspended in `!' is part of it.
+-spec steady(node(), non_neg_integer(), pos_integer(), pos_integer()) -> binary().
+steady(Node, WarmUp, Ms, Every) ->
+    in_process(fun() ->
+        Collector = self(),
+        Step = Every * 1000000,
+        First = now_ns(),
+        Count = (WarmUp + Ms) div Every,
+        _ = spawn_link(fun() -> steady_send({?ECHO, Node}, Collector, First, Step, 0, Count) end),
+        pack(steady_collect(Count, First + WarmUp * 1000000, []))
+    end).
+
+steady_send(_To, _Collector, _Due, _Step, Count, Count) -> ok;
+steady_send(To, Collector, Due, Step, N, Count) ->
+    case Due - now_ns() of
+        Early when Early > 0 -> timer:sleep((Early + 999999) div 1000000);
+        _Late -> ok
+    end,
+    %% a timer wakes up to some milliseconds late: that is not the connection's doing, having been suspended is
+    Begin = case get(suspended) of true -> Due; _ -> now_ns() end,
+    To ! {Collector, <<Begin:128/signed>>},
+    put(suspended, now_ns() - Begin > Step),
+    steady_send(To, Collector, Due + Step, Step, N + 1, Count).
+
+steady_collect(0, _From, Samples) -> Samples;
+steady_collect(Left, From, Samples) ->
+    receive
+        <<Begin:128/signed>> when Begin >= From -> steady_collect(Left - 1, From, [now_ns() - Begin | Samples]);
+        <<_:128>> -> steady_collect(Left - 1, From, Samples)
+    after 20000 -> exit({lost, Left})
+    end.
+
+%% N callers of erpc:call/4, which count together on this node until stop/0.
+-spec start_erpc(node(), pos_integer()) -> ok.
+start_erpc(Node, N) ->
+    Counter = counters:new(2, []),
+    persistent_term:put(?COUNTED, Counter),
+    started([spawn(fun() -> call_all(Node, Counter) end) || _ <- lists:seq(1, N)]).
+
+call_all(Node, Counter) ->
+    ok = erpc:call(Node, ?MODULE, echo, [ok]),
+    counters:add(Counter, ?COUNT, 1),
+    call_all(Node, Counter).
+
+-spec echo(term()) -> term().
+echo(Term) -> Term.
+
+%%% What a node says of itself
+
+%% Counters of the QUIC endpoint; #{} on another carrier.
+-spec endpoint() -> map().
+endpoint() ->
+    case erlang:module_loaded(quic_dist_endpoint) of
+        true -> hd(quic_dist_endpoint:info(inet) ++ [#{}]);
+        false -> #{}
+    end.
+
+-spec collect_garbage() -> ok.
+collect_garbage() ->
+    _ = [erlang:garbage_collect(Pid) || Pid <- processes()],
+    ok.
+
+%% Bytes that the VM says it uses.
+-spec memory() -> non_neg_integer().
+memory() ->
+    collect_garbage(),
+    erlang:memory(total).
+
+%%% Helpers
+
+%% A process of its own: a fresh mailbox and heap, at the priority of ordinary processes.
+in_process(Fun) ->
+    {Pid, Monitor} = spawn_opt(fun() -> exit({done, Fun()}) end, [monitor, {priority, normal}]),
+    receive
+        {'DOWN', Monitor, process, Pid, {done, Result}} -> Result;
+        {'DOWN', Monitor, process, Pid, Reason} -> error(Reason)
+    end.
+
+%% In the order in which they were measured.
+pack(Samples) ->
+    << <<Ns:64>> || Ns <- lists:reverse(Samples) >>.
+
+now_ns() -> erlang:monotonic_time(nanosecond).

@@ -1,0 +1,171 @@
+%% What is measured: every row, on which carriers, its measures and its targets. quic_dist_bench_work and quic_dist_bench_cost say how.
+-module(quic_dist_bench_rows).
+
+-export([all/0, row/1, names/0, sections/0, carriers/2, measure/2, verdicts/3]).
+
+-export_type([row/0, target/0, verdict/0, results/0]).
+
+-type measure() :: {Name :: atom(), Label :: string(), Unit :: string()}.
+
+-type peer() :: {base, atom()} | {with, [quic_dist_bench_carrier:option()]} | {row, Row :: string(), Measure :: atom()} | number.
+%% Another carrier; the same carrier with other options; a row of the engine alone; the factor is the bound itself.
+
+-type target() :: {Subject :: [quic_dist_bench_carrier:option()], Measure :: atom(), at_most | at_least, Factor :: number(), peer()}.
+%% It holds for every quic carrier with the options of the subject.
+
+-type row() :: #{
+    name := string(),
+    title := string(),
+    section := string(),
+    group := pair | bulk | path | loss | ceiling | connect | memory | idle,   %% what the row needs to run
+    on := [{[atom()], [quic_dist_bench_carrier:option()]}],            %% which of the carriers asked for, with which options
+    measures := [measure()],
+    targets := [target()],
+    once => true                                                       %% one run is enough
+}.
+
+-type results() :: #{{Row :: string(), Measure :: atom(), Carrier :: string()} => quic_dist_bench_stats:summary()}.
+
+-type verdict() :: #{text := string(), ratio := float() | unknown, met := boolean() | unknown}.
+
+-define(FULL_PACKETS, [{"max_udp_payload", "1452"}]).
+-define(STREAMS(N), [{"data_streams", N}]).
+-define(EVERY, {[inet_tcp, inet_tls, quic], []}).
+
+-spec names() -> [string()].
+names() -> [Name || #{name := Name} <- all()].
+
+-spec row(string()) -> row().
+row(Name) -> hd([Row || #{name := N} = Row <- all(), N =:= Name]).
+
+-spec sections() -> [string()].
+sections() -> ["Latency and calls", "Small messages and terms", "Bulk", "Latency under load", "Connections", "The engine alone"].
+
+-spec all() -> [row()].
+all() ->
+    [#{name => "pingpong", title => "a 16-byte message there and back, one at a time", section => "Latency and calls", group => pair,
+       on => [?EVERY],
+       measures => [{p50, "p50", "us"}, {p99, "p99", "us"} | engine_measures()],
+       targets => [{[], p50, at_most, 1.1, {base, inet_tcp}}, {[], p99, at_most, 1.5, {base, inet_tcp}}]},
+     erpc("erpc_1", "erpc:call/4, one caller", 0.9),
+     erpc("erpc_16", "erpc:call/4, 16 callers", 1.0),
+     small("msgs_1", "100-byte messages, one sender"),
+     small("msgs_8", "100-byte messages, 8 senders to a receiver each"),
+     #{name => "terms", title => "a list of 10,000 maps as one message", section => "Small messages and terms", group => pair,
+       on => [?EVERY],
+       measures => [{rate, "rate", "messages/s"}],
+       targets => [{[], rate, at_least, 0.8, {base, inet_tcp}}]},
+     bulk("bulk_64k_1", "64 KiB messages, one sender", []),
+     bulk("bulk_64k_8", "64 KiB messages, 8 senders", []),
+     bulk("bulk_1m_1", "1 MiB messages, one sender", [{[], cpu, at_most, 0.5, {base, inet_tls}}]),
+     bulk("bulk_1m_8", "1 MiB messages, 8 senders", []),
+     #{name => "bulk_64m", title => "64 MiB messages, one sender", section => "Bulk", group => bulk,
+       on => [{[inet_tcp, quic], []}],
+       measures => [{rate, "rate", "MB/s"}],
+       targets => [{[], rate, at_least, 0.5, {base, inet_tcp}}]},
+     #{name => "load", title => "ping-pong while two processes send 1 MiB messages", section => "Latency under load", group => bulk,
+       on => [{[inet_tcp, quic], []}],
+       measures => [{p50, "p50", "us"}, {p99, "p99", "us"}, {rate, "bulk rate", "MB/s"}],
+       targets => [{[], p50, at_most, 0.2, {base, inet_tcp}}, {[], p99, at_most, 0.1, {base, inet_tcp}},
+                   {[], rate, at_least, 0.3, {base, inet_tcp}}]},
+     #{name => "path", title => "the same on a path of 100 Mbit/s and 20 ms", section => "Latency under load", group => path,
+       on => [{[inet_tcp, quic], []}],
+       measures => [{p50, "p50", "us"}, {p99, "p99", "us"}, {rate, "bulk rate", "MB/s"}],
+       targets => [{[], p99, at_most, 0.1, {base, inet_tcp}}]},
+     #{name => "holb",
+       title => "1 % of packets lost at 2 ms: a small message each 5 ms, there and back, while two processes send 1 MiB messages",
+       section => "Latency under load", group => loss,
+       on => [{[quic], ?STREAMS("1")}, {[quic], ?STREAMS("4")}],
+       measures => [{p50, "p50", "us"}, {p99, "p99", "us"}, {rate, "bulk rate", "MB/s"}],
+       targets => [{?STREAMS("4"), p99, at_most, 0.2, {with, ?STREAMS("1")}}]},
+     #{name => "connect", title => "net_kernel:connect_node/1, all code loaded before", section => "Connections", group => connect,
+       on => [?EVERY],
+       measures => [{full, "first time", "ms"}, {again, "again after disconnect_node", "ms"}],
+       targets => [{[], full, at_most, 1.0, {base, inet_tls}}, {[], again, at_most, 0.5, {base, inet_tls}}]},
+     #{name => "memory", title => "anonymous resident memory of a node that has dialled so many others, per idle connection",
+       section => "Connections", group => memory,
+       on => [{[quic], []}], once => true,
+       measures => [{rss_1, "of 1", "KiB"}, {rss_10, "of 10", "KiB"}, {rss_100, "of 100", "KiB"},
+                    {vm_100, "of 100, by the VM's account", "KiB"}],
+       targets => [{[], Measure, at_most, 150, number} || Measure <- [rss_1, rss_10, rss_100]]},
+     #{name => "idle", title => "an idle connection for 20 s, net_ticktime 60", section => "Connections", group => idle,
+       on => [{[quic], []}], once => true,
+       measures => [{wake_ups, "wake-ups of the event thread", ""}, {switches, "its voluntary context switches", ""}],
+       %% At most 2 ticks of either side fall into 20 s. Each of these 4 may wake a side twice: when it is sent or comes, and when it
+       %% is acknowledged.
+       targets => [{[], wake_ups, at_most, 8, number}]},
+     #{name => "ceiling", title => "the engine, two processes without a BEAM, packets of 1 MiB", section => "The engine alone",
+       group => ceiling, on => [{[ceiling], []}],
+       measures => [{rate_1452, "datagrams of 1,452 B", "MB/s"}, {rate, "datagrams of up to 16,000 B", "MB/s"}],
+       targets => [{[], rate_1452, at_least, 600, number}]}].
+
+erpc(Name, Title, Factor) ->
+    #{name => Name, title => Title, section => "Latency and calls", group => pair, on => [?EVERY],
+      measures => [{rate, "rate", "calls/s"}],
+      targets => [{[], rate, at_least, Factor, {base, inet_tcp}}]}.
+
+small(Name, Title) ->
+    #{name => Name, title => Title, section => "Small messages and terms", group => pair, on => [?EVERY],
+      measures => [{rate, "rate", "messages/s"} | engine_measures()],
+      targets => [{[], rate, at_least, 1.0, {base, inet_tcp}}]}.
+
+bulk(Name, Title, More) ->
+    #{name => Name, title => Title, section => "Bulk", group => bulk, on => [?EVERY, {[quic], ?FULL_PACKETS}],
+      measures => [{rate, "rate", "MB/s"}, {cpu, "CPU of both nodes", "s/GB"}],
+      targets => [{[], rate, at_least, 0.5, {base, inet_tcp}},
+                  {?FULL_PACKETS, rate, at_least, 0.8, {row, "ceiling", rate_1452}},
+                  {?FULL_PACKETS, rate, at_least, 10, {base, inet_tls}} | More]}.
+
+engine_measures() ->
+    [{wake_ups, "wake-ups per message, both sides", ""}, {calls, "system calls per message, both sides", ""}].
+
+%% The carriers of a row, given those asked for.
+-spec carriers(row(), [quic_dist_bench_carrier:carrier()]) -> [quic_dist_bench_carrier:carrier()].
+carriers(#{group := ceiling}, _Asked) ->
+    {ok, Ceiling} = quic_dist_bench_carrier:parse("ceiling"),
+    [Ceiling];
+carriers(#{on := On}, Asked) ->
+    lists:usort(fun(A, B) -> order(A, Asked) =< order(B, Asked) end,
+                [quic_dist_bench_carrier:with(Carrier, Options)
+                 || Carrier <- Asked, {Bases, Options} <- On, lists:member(maps:get(base, Carrier), Bases)]).
+
+%% As they were asked for, those with added options behind.
+order(Carrier, Asked) ->
+    {length(lists:takewhile(fun(A) -> A =/= Carrier end, Asked)), quic_dist_bench_carrier:label(Carrier)}.
+
+-spec measure(row(), atom()) -> measure().
+measure(#{measures := Measures}, Name) -> lists:keyfind(Name, 1, Measures).
+
+%% What the targets say of a measure on a carrier; unknown when the peer was not measured.
+-spec verdicts({row(), atom()}, quic_dist_bench_carrier:carrier(), results()) -> [verdict()].
+verdicts({#{name := Name, targets := Targets, group := Group}, Measure}, Carrier, Results) ->
+    [verdict(Name, Target, Carrier, Results)
+     || {Subject, M, _, _, _} = Target <- Targets, M =:= Measure,
+        Group =:= ceiling orelse is_subject(Subject, Carrier)].
+
+%% What is said of quic holds with any options, but for the packets that are limited in size.
+is_subject(Subject, Carrier) ->
+    Options = quic_dist_bench_carrier:options(Carrier),
+    quic_dist_bench_carrier:is_quic(Carrier) andalso Subject -- Options =:= [] andalso
+        (Subject =:= ?FULL_PACKETS orelse ?FULL_PACKETS -- Options =/= []).
+
+verdict(Name, {_, Measure, Way, Factor, Peer}, Carrier, Results) ->
+    #{median := Ours} = maps:get({Name, Measure, quic_dist_bench_carrier:label(Carrier)}, Results),
+    {Key, PeerText} = peer(Name, Measure, Peer, Carrier),
+    Text = lists:flatten(io_lib:format("~s ~p~ts", [case Way of at_most -> "at most"; at_least -> "at least" end, Factor, PeerText])),
+    case {Peer, Results} of
+        {number, _} -> judged(Text, Way, Ours, Factor);
+        {_, #{Key := #{median := Theirs}}} when Theirs > 0 -> judged(Text, Way, Ours / Theirs, Factor);
+        _ -> #{text => Text, ratio => unknown, met => unknown}
+    end.
+
+judged(Text, Way, Value, Factor) ->
+    Met = case Way of at_most -> Value =< Factor; at_least -> Value >= Factor end,
+    #{text => Text, ratio => float(Value), met => Met}.
+
+peer(Name, Measure, {base, Base}, _) -> {{Name, Measure, atom_to_list(Base)}, " x " ++ atom_to_list(Base)};
+peer(Name, Measure, {with, Options}, Carrier) ->
+    Label = quic_dist_bench_carrier:label(quic_dist_bench_carrier:with(Carrier, Options)),
+    {{Name, Measure, Label}, " x " ++ Label};
+peer(_, _, {row, Row, Measure}, _) -> {{Row, Measure, "ceiling"}, " x the engine alone"};
+peer(_, _, number, _) -> {none, ""}.

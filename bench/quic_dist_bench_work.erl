@@ -1,0 +1,163 @@
+%% How the rows are measured that need two connected nodes: one run of one row on one pair.
+%%
+%% A measurement is bounded by time, not by bytes: a slow carrier must not take minutes. What it sent first is not counted.
+-module(quic_dist_bench_work).
+
+-export([start_pair/2, stop_pair/1, measure/3]).
+
+-export_type([pair/0, outcome/0]).
+
+-type pair() :: #{a := quic_dist_bench_node:bench_node(), b := quic_dist_bench_node:bench_node()}.
+%% a sends, b receives.
+
+-type outcome() :: #{values := [{Measure :: atom(), number()}], samples => binary()}.
+
+-define(LOAD, quic_dist_bench_load).
+-define(MIB, 1048576).
+
+%% Two nodes, connected. Place may say where each runs.
+-spec start_pair(quic_dist_bench_carrier:carrier(), {map(), map()}) -> pair().
+start_pair(Carrier, {PlaceA, PlaceB}) ->
+    Id = integer_to_list(erlang:unique_integer([positive])),
+    [A, B] = quic_dist_bench_node:start_all([PlaceA#{carrier => Carrier, name => "bench_a" ++ Id},
+                                             PlaceB#{carrier => Carrier, name => "bench_b" ++ Id}]),
+    case quic_dist_bench_node:call(A, ?LOAD, connect, [quic_dist_bench_node:name(B), 3]) of
+        false -> error({not_connected, quic_dist_bench_carrier:label(Carrier), [quic_dist_bench_node:written(Node) || Node <- [A, B]]});
+        _Took -> #{a => A, b => B}
+    end.
+
+-spec stop_pair(pair()) -> ok.
+stop_pair(#{a := A, b := B}) ->
+    ok = quic_dist_bench_node:stop(A),
+    ok = quic_dist_bench_node:stop(B).
+
+%% Seconds: how long a measurement of ordinary length takes.
+-spec measure(string(), pair(), float()) -> outcome().
+measure("pingpong", Pair, Seconds) -> pingpong(Pair, ms(Seconds));
+measure("erpc_1", Pair, Seconds) -> erpc(Pair, 1, ms(Seconds));
+measure("erpc_16", Pair, Seconds) -> erpc(Pair, 16, ms(Seconds));
+measure("msgs_1", Pair, Seconds) -> messages(Pair, 1, ms(Seconds));
+measure("msgs_8", Pair, Seconds) -> messages(Pair, 8, ms(Seconds));
+measure("terms", Pair, Seconds) -> terms(Pair, ms(Seconds));
+measure("bulk_64k_1", Pair, Seconds) -> bulk(Pair, 1, 65536, ms(Seconds));
+measure("bulk_64k_8", Pair, Seconds) -> bulk(Pair, 8, 65536, ms(Seconds));
+measure("bulk_1m_1", Pair, Seconds) -> bulk(Pair, 1, ?MIB, ms(Seconds));
+measure("bulk_1m_8", Pair, Seconds) -> bulk(Pair, 8, ?MIB, ms(Seconds));
+measure("bulk_64m", Pair, Seconds) -> bulk(Pair, 1, 64 * ?MIB, ms(Seconds));
+measure("load", Pair, Seconds) -> under_load(Pair, pingpong, [500, ms(1.5 * Seconds)]);
+measure("path", Pair, Seconds) -> under_load(Pair, pingpong, [1000, ms(3 * Seconds)]);
+measure("holb", Pair, Seconds) -> under_load(Pair, steady, [500, ms(3 * Seconds), 5]).
+
+ms(Seconds) -> round(1000 * Seconds).
+
+%%% Round trips
+
+pingpong(#{a := A, b := B} = Pair, Ms) ->
+    ok = call(B, start_echo, []),
+    _WarmUp = call(A, pingpong, [quic_dist_bench_node:name(B), 500, 1]),
+    Before = engines(Pair),
+    Samples = call(A, pingpong, [quic_dist_bench_node:name(B), 0, Ms]),
+    Engine = per_message(Before, engines(Pair), 2 * (byte_size(Samples) div 8)),
+    ok = call(B, stop, []),
+    #{values => latencies(Samples) ++ Engine, samples => Samples}.
+
+latencies(Samples) ->
+    Sorted = quic_dist_bench_stats:samples(Samples),
+    [{p50, quic_dist_bench_stats:percentile(0.5, Sorted) / 1000}, {p99, quic_dist_bench_stats:percentile(0.99, Sorted) / 1000},
+     {count, tuple_size(Sorted)}].
+
+erpc(#{a := A, b := B}, Callers, Ms) ->
+    ok = call(A, start_erpc, [quic_dist_bench_node:name(B), Callers]),
+    First = call(A, sample_after, [300, 1]),
+    Last = call(A, sample_after, [Ms, 0]),
+    ok = call(A, stop, []),
+    #{values => [{rate, rate(First, Last)}]}.
+
+%% Small messages while others send large ones.
+under_load(#{a := A, b := B} = Pair, How, Args) ->
+    ok = call(B, start_echo, []),
+    ok = start_flow(Pair, 2, {binary, ?MIB}),
+    First = call(B, sample_after, [500, 1]),
+    Samples = call(A, How, [quic_dist_bench_node:name(B) | Args]),
+    Last = call(B, sample, []),
+    ok = stop_flow(Pair),
+    #{values => latencies(Samples) ++ [{rate, bulk_rate(First, Last, ?MIB)}], samples => Samples}.
+
+%%% One way
+
+messages(Pair, Senders, Ms) ->
+    ok = start_flow(Pair, Senders, {binary, 100}),
+    #{b := B} = Pair,
+    _WarmUp = call(B, sample_after, [500, 1]),
+    Before = engines(Pair),
+    First = call(B, sample, []),
+    Last = call(B, sample_after, [Ms, 0]),
+    After = engines(Pair),
+    ok = stop_flow(Pair),
+    #{values => [{rate, rate(First, Last)} | per_message(Before, After, counted(First, Last))]}.
+
+terms(#{b := B} = Pair, Ms) ->
+    ok = start_flow(Pair, 1, maps),
+    First = call(B, sample_after, [500, 1]),
+    Last = call(B, sample_after, [Ms, 0]),
+    ok = stop_flow(Pair),
+    #{values => [{rate, rate(First, Last)}]}.
+
+bulk(#{a := A, b := B} = Pair, Senders, Size, Ms) ->
+    ok = start_flow(Pair, Senders, {binary, Size}),
+    First = call(B, sample_after, [400, 1]),
+    CpuFirst = [quic_dist_bench_node:cpu_ms(Node) || Node <- [A, B]],
+    Last = call(B, sample_after, [Ms, maps:get(count, First) + 2]),
+    Cpu = lists:sum([quic_dist_bench_node:cpu_ms(Node) || Node <- [A, B]]) - lists:sum(CpuFirst),
+    ok = stop_flow(Pair),
+    Rate = bulk_rate(First, Last, Size),
+    Gigabytes = Rate / 1000 * (maps:get(at, Last) - maps:get(at, First)) / 1.0e9,
+    #{values => [{rate, Rate}, {cpu, Cpu / 1000 / Gigabytes}]}.
+
+start_flow(#{a := A, b := B}, Senders, What) ->
+    ok = call(B, start_receivers, [Senders]),
+    ok = call(A, start_senders, [quic_dist_bench_node:name(B), Senders, What]).
+
+%% What is under way arrives before the next measurement begins.
+stop_flow(#{a := A, b := B}) ->
+    ok = call(A, stop, []),
+    await_silence(B, maps:get(count, call(B, sample, [])), 60),
+    ok = call(B, stop, []).
+
+await_silence(B, Count, Tries) ->
+    #{count := Now} = call(B, sample_after, [250, 0]),
+    case Now of
+        Count -> ok;
+        _ when Tries > 0 -> await_silence(B, Now, Tries - 1)
+    end.
+
+%%% Numbers
+
+counted(#{count := First}, #{count := Last}) -> Last - First.
+
+%% Per second.
+rate(#{at := From} = First, #{at := To} = Last) ->
+    counted(First, Last) * 1.0e9 / (To - From).
+
+%% MB/s. From arrival to arrival: a sample falls somewhere into a message, and a message may be a good part of what came.
+bulk_rate(#{last := From} = First, #{last := To} = Last, Size) when To > From ->
+    counted(First, Last) * Size * 1.0e3 / (To - From);
+bulk_rate(_, _, _) ->
+    0.0.
+
+%% Counters of the QUIC engines of both nodes, summed.
+engines(#{a := A, b := B}) ->
+    Both = [call(Node, endpoint, []) || Node <- [A, B]],
+    case Both of
+        [#{wake_ups := _}, #{wake_ups := _}] ->
+            {lists:sum([maps:get(wake_ups, E) || E <- Both]),
+             lists:sum([maps:get(receive_calls, E) + maps:get(send_calls, E) || E <- Both])};
+        _ ->
+            none
+    end.
+
+per_message(none, none, _) -> [];
+per_message({Wakes0, Calls0}, {Wakes, Calls}, Messages) ->
+    [{wake_ups, (Wakes - Wakes0) / Messages}, {calls, (Calls - Calls0) / Messages}].
+
+call(Node, Function, Args) -> quic_dist_bench_node:call(Node, ?LOAD, Function, Args).
