@@ -14,6 +14,10 @@ use quic_dist_engine::frame::Prefix;
 use quic_dist_engine::identity::{CookieAuthority, NodeIdentity};
 use quic_dist_engine::{CloseReason, Endpoint, Event, Events, Handle, Limits, SendStatus};
 
+/// As in the NIF.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const PACKET: usize = 1 << 20;
 const PATIENCE: Duration = Duration::from_secs(20);
 

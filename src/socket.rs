@@ -12,7 +12,7 @@ use quinn_udp::{RecvMeta, UdpSockRef, UdpSocketState};
 use crate::connection::Transmit;
 
 /// Datagram buffers per system call. With GRO each may hold a whole train.
-const BUFFERS: usize = 8;
+const BUFFERS: usize = 4;
 const BUFFER: usize = 65_535;
 /// The kernel is asked for this much buffer in each direction; it gives what its limits allow.
 const KERNEL_BUFFER: usize = 4 << 20;

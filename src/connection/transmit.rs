@@ -16,7 +16,7 @@ const HEADERS: usize = 48;
 const MAX_PACKET: usize = 16_383;
 
 /// Trains that one connection may send in its turn, so that it does not hold back the others.
-const TRAINS_PER_TURN: usize = 32;
+const TRAINS_PER_TURN: usize = 4;
 /// The same for a thread that has just something to send, and other things to do.
 const TRAINS_AT_ONCE: usize = 2;
 /// How long an acknowledgement waits for a packet to travel in. One that acknowledges a single

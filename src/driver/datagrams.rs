@@ -13,7 +13,7 @@ use crate::socket::{Batch, Refusal};
 
 /// Receiving calls before the connections get their turn, so that a flood of datagrams does not
 /// hold back what is to be sent.
-const RECEIVES_PER_TURN: usize = 16;
+const RECEIVES_PER_TURN: usize = 1;
 /// Entries of the socket's error queue per turn.
 const ERRORS_PER_TURN: usize = 64;
 
