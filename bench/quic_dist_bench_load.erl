@@ -63,13 +63,17 @@ receiver(Name, Counter) ->
 receive_all(Counter) ->
     receive
         {large, _} -> counters:put(Counter, ?LAST, now_ns());
+        {large, From, _} -> counters:put(Counter, ?LAST, now_ns()), From ! answer;
         _Small -> ok
     end,
     counters:add(Counter, ?COUNT, 1),
     receive_all(Counter).
 
-%% N processes, each of which sends What to its receiver on Node until stop/0.
--spec start_senders(node(), pos_integer(), {binary, pos_integer()} | maps) -> ok.
+%% N processes, each of which sends What to its receiver on Node until stop/0; if it is to be answered, one after the other.
+-spec start_senders(node(), pos_integer(), {binary | answered, pos_integer()} | maps) -> ok.
+start_senders(Node, N, {answered, Size}) ->
+    Bytes = rand:bytes(Size),
+    started([spawn(fun() -> send_answered({name(I), Node}, {large, self(), Bytes}) end) || I <- lists:seq(1, N)]);
 start_senders(Node, N, What) ->
     Message = message(What),
     started([spawn(fun() -> send_all({name(I), Node}, Message) end) || I <- lists:seq(1, N)]).
@@ -77,6 +81,11 @@ start_senders(Node, N, What) ->
 send_all(To, Message) ->
     To ! Message,
     send_all(To, Message).
+
+send_answered(To, Message) ->
+    To ! Message,
+    receive answer -> ok end,
+    send_answered(To, Message).
 
 %% Only where a message takes long is the time of the last one of use, and cheap enough.
 message({binary, Size}) when Size >= 65536 -> {large, rand:bytes(Size)};

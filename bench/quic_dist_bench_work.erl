@@ -44,9 +44,10 @@ measure("bulk_64k_8", Pair, Seconds) -> bulk(Pair, 8, 65536, ms(Seconds));
 measure("bulk_1m_1", Pair, Seconds) -> bulk(Pair, 1, ?MIB, ms(Seconds));
 measure("bulk_1m_8", Pair, Seconds) -> bulk(Pair, 8, ?MIB, ms(Seconds));
 measure("bulk_64m", Pair, Seconds) -> bulk(Pair, 1, 64 * ?MIB, ms(Seconds));
-measure("load", Pair, Seconds) -> under_load(Pair, pingpong, [500, ms(1.5 * Seconds)]);
-measure("path", Pair, Seconds) -> under_load(Pair, pingpong, [1000, ms(3 * Seconds)]);
-measure("holb", Pair, Seconds) -> under_load(Pair, steady, [500, ms(3 * Seconds), 5]).
+measure("load", Pair, Seconds) -> under_load(Pair, {binary, ?MIB}, pingpong, [500, ms(1.5 * Seconds)]);
+measure("path", Pair, Seconds) -> under_load(Pair, {binary, ?MIB}, pingpong, [1000, ms(3 * Seconds)]);
+measure("holb", Pair, Seconds) -> under_load(Pair, {answered, ?MIB}, steady, [500, ms(3 * Seconds), 5]);
+measure("holb_flood", Pair, Seconds) -> under_load(Pair, {binary, ?MIB}, pingpong, [500, ms(3 * Seconds)]).
 
 ms(Seconds) -> round(1000 * Seconds).
 
@@ -74,9 +75,9 @@ erpc(#{a := A, b := B}, Callers, Ms) ->
     #{values => [{rate, rate(First, Last)}]}.
 
 %% Small messages while others send large ones.
-under_load(#{a := A, b := B} = Pair, How, Args) ->
+under_load(#{a := A, b := B} = Pair, What, How, Args) ->
     ok = call(B, start_echo, []),
-    ok = start_flow(Pair, 2, {binary, ?MIB}),
+    ok = start_flow(Pair, 2, What),
     First = call(B, sample_after, [500, 1]),
     Samples = call(A, How, [quic_dist_bench_node:name(B) | Args]),
     Last = call(B, sample, []),

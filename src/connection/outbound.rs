@@ -90,6 +90,8 @@ impl Connection {
             return;
         }
         let framed = Bytes::from(framed);
+        let loads = self.outbound.data.iter().map(|stream| stream.queue.len());
+        self.outbound.router.set_loads(loads);
         // Neighbours for the same stream stay one piece.
         let mut run = 0..0;
         let mut run_stream = 0;

@@ -1,7 +1,8 @@
 //! Which data stream an outgoing packet takes.
 //!
 //! The rule, argued in `docs/protocol.md`: every signal of one sender takes the same stream, and a
-//! signal whose sender cannot be told is fenced, that is, ordered against every stream. It reads the
+//! signal whose sender cannot be told is fenced, that is, ordered against every stream. A sender
+//! takes the stream that has the least to send when it is first seen ([`placement`]). It reads the
 //! bytes that the VM made (distribution header and control message, OTP's `erl_dist_protocol`)
 //! where they lie; whatever it does not know is fenced as well.
 
@@ -9,8 +10,11 @@ use std::collections::HashMap;
 
 use crate::term::{Sender, Terms};
 
+mod placement;
 #[cfg(any(test, feature = "counterexamples"))]
 mod wrong;
+
+use placement::Placement;
 
 /// Where a packet goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,17 +30,30 @@ pub enum Route {
 /// their remaining fragments are fenced, which is slow and right.
 const MAX_SEQUENCES: usize = 65_536;
 
+/// Senders that are remembered, about 2 MB. Those of a busy node come and go, and nobody tells us
+/// when one has gone; the one that finds no place makes all start anew, which takes a fence.
+const MAX_SENDERS: usize = 65_536;
+
 const VERSION: u8 = 131;
 const DIST_HEADER: u8 = 68;
 const FRAGMENT_FIRST: u8 = 69;
 const FRAGMENT_NEXT: u8 = 70;
 const PASS_THROUGH: u8 = 112;
 
+/// A fragmented message under way.
+#[derive(Clone, Copy, Debug)]
+struct Sequence {
+    /// Where its remaining fragments go.
+    route: Route,
+    sender: Option<Sender>,
+}
+
 /// See the module's documentation.
 #[derive(Debug)]
 pub struct Router {
     streams: usize,
-    sequences: HashMap<u64, Route>,
+    placement: Placement,
+    sequences: HashMap<u64, Sequence>,
     #[cfg(feature = "counterexamples")]
     wrong: Option<wrong::Wrong>,
 }
@@ -46,10 +63,25 @@ impl Router {
     pub fn new(streams: usize) -> Self {
         Router {
             streams: streams.max(1),
+            placement: Placement::new(streams.max(1), MAX_SENDERS),
             sequences: HashMap::new(),
             #[cfg(feature = "counterexamples")]
             wrong: wrong::Wrong::of_environment(streams.max(1)),
         }
+    }
+
+    /// One that remembers fewer senders.
+    #[cfg(test)]
+    fn remembering(senders: usize, streams: usize) -> Self {
+        Router {
+            placement: Placement::new(streams, senders),
+            ..Router::new(streams)
+        }
+    }
+
+    /// Tells how many bytes each stream has to send, for senders that are new.
+    pub fn set_loads(&mut self, loads: impl Iterator<Item = usize>) {
+        self.placement.set_loads(loads);
     }
 
     /// Where this packet goes.
@@ -63,50 +95,64 @@ impl Router {
         }
         match *packet {
             // No atom cache references (0): they are never negotiated with more than one stream.
-            [VERSION, DIST_HEADER, 0, ref control @ ..] => self.of_control(control),
-            [PASS_THROUGH, VERSION, ref control @ ..] => self.of_control(control),
-            [VERSION, FRAGMENT_FIRST, ref rest @ ..] => self.first_fragment(rest),
-            [VERSION, FRAGMENT_NEXT, ref rest @ ..] => self.next_fragment(rest),
+            [VERSION, DIST_HEADER, 0, ref control @ ..] => self.of(sender(control), packet).0,
+            [PASS_THROUGH, VERSION, ref control @ ..] => self.of(sender(control), packet).0,
+            [VERSION, FRAGMENT_FIRST, ref rest @ ..] => self.first_fragment(rest, packet),
+            [VERSION, FRAGMENT_NEXT, ref rest @ ..] => self.next_fragment(rest, packet),
             // Nothing at all: the VM makes no such packet, and a fence could not carry it.
             [] => Route::Stream(0),
             _ => Route::Fence,
         }
     }
 
-    fn of_control(&self, control: &[u8]) -> Route {
-        match sender(control) {
-            // Processes that are spawned one after the other have ids one after the other, and so
-            // take different streams: better than what a hash would do for few senders.
-            Some(Sender(id)) => Route::Stream((id % self.streams as u64) as usize),
-            None => Route::Fence,
+    /// Where a signal of this sender goes, and where what follows it of the same sender does.
+    fn of(&mut self, sender: Option<Sender>, packet: &[u8]) -> (Route, Route) {
+        let Some(sender) = sender else {
+            return (Route::Fence, Route::Fence);
+        };
+        if let Some(stream) = self.placement.of(sender, packet.len()) {
+            return (Route::Stream(stream), Route::Stream(stream));
+        }
+        // All places are taken. Behind a fence everybody may have another one, but those in the
+        // midst of a message; so this signal is made one.
+        let under_way = self.sequences.values().filter_map(|s| s.sender);
+        self.placement.start_anew(under_way);
+        match self.placement.of(sender, packet.len()) {
+            Some(stream) => (Route::Fence, Route::Stream(stream)),
+            None => (Route::Fence, Route::Fence),
         }
     }
 
-    fn first_fragment(&mut self, rest: &[u8]) -> Route {
+    fn first_fragment(&mut self, rest: &[u8], packet: &[u8]) -> Route {
         let Some((sequence, fragment, [0, control @ ..])) = fragment_header(rest) else {
             return Route::Fence;
         };
-        let route = self.of_control(control);
+        let sender = sender(control);
+        let (first, route) = self.of(sender, packet);
         if fragment > 1 {
             if self.sequences.len() >= MAX_SEQUENCES {
                 self.sequences.clear();
             }
-            self.sequences.insert(sequence, route);
+            self.sequences.insert(sequence, Sequence { route, sender });
         }
-        route
+        first
     }
 
-    fn next_fragment(&mut self, rest: &[u8]) -> Route {
+    fn next_fragment(&mut self, rest: &[u8], packet: &[u8]) -> Route {
         let Some((sequence, fragment, _)) = fragment_header(rest) else {
             return Route::Fence;
         };
         // Fragments are counted down to 1.
-        let route = if fragment > 1 {
+        let known = if fragment > 1 {
             self.sequences.get(&sequence).copied()
         } else {
             self.sequences.remove(&sequence)
         };
-        route.unwrap_or(Route::Fence)
+        let route = known.map_or(Route::Fence, |sequence| sequence.route);
+        if let Route::Stream(stream) = route {
+            self.placement.add(stream, packet.len());
+        }
+        route
     }
 }
 

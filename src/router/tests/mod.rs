@@ -146,6 +146,24 @@ proptest! {
             .map_err(TestCaseError::fail)?;
     }
 
+    /// Also while senders are forgotten, and loads change at random.
+    #[test]
+    fn the_order_is_kept_though_senders_are_forgotten(
+        story in model::stories(),
+        streams in 2usize..=16,
+        senders in 1usize..6,
+        delivery in any::<u64>(),
+    ) {
+        let mut router = Router::remembering(senders, streams);
+        let mut load = delivery;
+        let route = |packet: &[u8]| {
+            load = load.rotate_left(7).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            router.set_loads((0..streams).map(|s| (load >> s) as usize & 0xffff));
+            router.route(packet)
+        };
+        order_is_kept(&story, streams, delivery, Rules::ALL, route).map_err(TestCaseError::fail)?;
+    }
+
     #[test]
     fn garbage_never_panics(mut packet in prop::collection::vec(any::<u8>(), 0..200), head in 0usize..4) {
         let heads: [&[u8]; 4] = [&[], &[131, 68, 0], &[131, 69], &[131, 70]];
