@@ -4,8 +4,8 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -104,14 +104,15 @@ pub(crate) struct CommandSender<E: Events> {
     commands: Sender<Command<EndpointCommand<E>>>,
     waker: mio::Waker,
     notified: AtomicBool,
-    socket: Arc<Socket>,
+    /// The socket is the event thread's: it closes when that ends, whoever still holds a handle.
+    socket: Weak<Socket>,
     counters: Arc<Counters>,
 }
 
 impl<E: Events> CommandSender<E> {
     pub fn new(
         waker: mio::Waker,
-        socket: Arc<Socket>,
+        socket: Weak<Socket>,
         counters: Arc<Counters>,
     ) -> (Arc<Self>, Receiver<Command<EndpointCommand<E>>>) {
         // Unbounded, because a scheduler thread must never wait here; what is in it is bounded by
@@ -153,14 +154,17 @@ impl<E: Events> Commands for CommandSender<E> {
     }
 
     fn max_segments(&self) -> usize {
-        self.socket.max_segments()
+        self.socket.upgrade().map_or(1, |s| s.max_segments())
     }
 
     fn send(&self, bytes: &[u8], transmit: &Transmit) -> io::Result<()> {
         let mut result = Ok(());
+        let Some(socket) = self.socket.upgrade() else {
+            return result;
+        };
         for _ in 0..2 {
             self.counters.send_calls.fetch_add(1, Ordering::Relaxed);
-            result = self.socket.send(bytes, transmit);
+            result = socket.send(bytes, transmit);
             match &result {
                 Ok(()) => break,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,

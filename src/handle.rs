@@ -241,9 +241,13 @@ impl Handle {
         if self.is_closed() {
             return Err(SendError::Closed);
         }
+        self.order(command);
+        Ok(())
+    }
+
+    fn order(&self, command: ConnectionCommand) {
         self.shared.commands.fetch_add(1, Ordering::AcqRel);
         self.commands.connection(self.id, command);
-        Ok(())
     }
 
     /// Starts the reading of the control stream: until now nobody was there to receive it.
@@ -274,11 +278,13 @@ impl Handle {
             return Err(SendError::Closed);
         }
         self.shared.send.add(framed.len());
-        match self.shared.at_once() {
-            Some(connection) if framed.len() <= AT_ONCE && connection.is_quiet() => {
-                self.send_at_once(connection, framed)?;
-            }
-            _ => self.command(ConnectionCommand::Data(framed))?,
+        let quiet = (framed.len() <= AT_ONCE)
+            .then(|| self.shared.at_once())
+            .flatten()
+            .filter(|connection| connection.is_quiet());
+        match quiet {
+            Some(connection) => self.send_at_once(connection, framed),
+            None => self.command(ConnectionCommand::Data(framed))?,
         }
         Ok(if self.shared.send.must_wait() {
             SendStatus::Busy
@@ -287,15 +293,12 @@ impl Handle {
         })
     }
 
-    fn send_at_once(
-        &self,
-        mut connection: MappedMutexGuard<'_, Connection>,
-        framed: Vec<u8>,
-    ) -> Result<(), SendError> {
+    fn send_at_once(&self, mut connection: MappedMutexGuard<'_, Connection>, framed: Vec<u8>) {
         let now = Instant::now();
         connection.send_data(framed);
         let sent = TRAIN.with_borrow_mut(|train| {
-            let train = train.get_or_insert_with(|| Train::new(self.commands.max_segments()));
+            let train = train.get_or_insert_with(|| Train::new(1));
+            train.set_max_segments(self.commands.max_segments());
             connection.flush(train, now, |bytes, transmit| {
                 self.commands.send(bytes, transmit)
             })
@@ -303,9 +306,9 @@ impl Handle {
         let due = connection.is_due_earlier();
         drop(connection);
         if sent != Sent::All || due {
-            self.command(ConnectionCommand::Resume)?;
+            // Also if that has just ended the connection: the event thread tells it.
+            self.order(ConnectionCommand::Resume);
         }
-        Ok(())
     }
 
     /// Sends an empty packet on the control stream, and a PING (RFC 9000, section 19.2), which

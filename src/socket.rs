@@ -42,7 +42,7 @@ impl Batch {
 
     /// How many buffers one call fills at most.
     pub fn capacity(&self) -> usize {
-        BUFFERS
+        BUFFERS.min(quinn_udp::BATCH_SIZE)
     }
 
     /// The datagrams of the first `count` buffers, each with its source, and its destination where

@@ -116,13 +116,14 @@ stopped_and_continued(_Config) ->
     {A, NodeA, B, NodeB} = pair(["-kernel", "net_ticktime", "12"]),
     ?LIB:connect(A, B),
     Sink = ?LIB:run(B, fun() -> spawn(?MODULE, sink, []) end),
+    Sender = ?LIB:worker(A),
     ?LIB:signal(B, "STOP"),
-    ok = ?LIB:run(A, fun() -> [Sink ! {count, I} || I <- lists:seq(1, 1000)], ok end),
+    ok = ?LIB:run_in(A, Sender, fun() -> [Sink ! {count, I} || I <- lists:seq(1, 1000)], ok end),
     timer:sleep(4000),
-    ok = ?LIB:run(A, fun() -> [Sink ! {count, I} || I <- lists:seq(1001, 2000)], ok end),
+    ok = ?LIB:run_in(A, Sender, fun() -> [Sink ! {count, I} || I <- lists:seq(1001, 2000)], ok end),
     ?LIB:signal(B, "CONT"),
     Expected = lists:seq(1, 2000),
-    Expected = ?LIB:run(A, fun() ->
+    Expected = ?LIB:run_in(A, Sender, fun() ->
         Sink ! {tell, self()},
         receive {counted, List} -> List after 15000 -> error(deadline) end
     end),

@@ -8,7 +8,7 @@
 -module(quic_dist_test_lib).
 
 -export([carrier/0, init_suite/1, end_suite/1, init_case/3, end_case/1]).
--export([start/1, start_all/1, boot/1, kill/1, signal/2, call/4, call/5, run/2, run/3, node/1, os_pid/1]).
+-export([start/1, start_all/1, boot/1, kill/1, signal/2, call/4, call/5, run/2, run/3, worker/1, run_in/3, node/1, os_pid/1]).
 -export([output/1, await_exit/2, name/1, node_args/1, carrier_args/0, carrier_args/1, ebin/0, cookie/0, erl/0]).
 -export([connect/2, await_connected/2, await_alone/1, await_mesh/1, disconnect/2]).
 -export([wait_until/2, wait_until/3]).
@@ -174,6 +174,18 @@ run(Handle, Fun) -> run(Handle, Fun, ?CALL_TIMEOUT).
 
 -spec run(handle(), fun(() -> term()), timeout()) -> term().
 run(Handle, Fun, Timeout) -> call(Handle, erlang, apply, [Fun, []], Timeout).
+
+%% A process on the node that runs funs one after the other: what they send comes from one sender, and so in one order.
+-spec worker(handle()) -> pid().
+worker(Handle) -> run(Handle, fun() -> spawn(fun work/0) end).
+
+work() ->
+    receive {From, Fun} -> From ! {self(), Fun()} end,
+    work().
+
+-spec run_in(handle(), pid(), fun(() -> term())) -> term().
+run_in(Handle, Worker, Fun) ->
+    run(Handle, fun() -> Worker ! {self(), Fun}, receive {Worker, Result} -> Result end end).
 
 ask(#{pid := Pid, name := Name}, Request, Timeout) ->
     Monitor = erlang:monitor(process, Pid),

@@ -1,6 +1,8 @@
 //! What is queued for a connection's streams, and goes to quiche as far as flow control and the
 //! congestion window go.
 
+use std::collections::VecDeque;
+
 use bytes::Bytes;
 
 use super::{Connection, Happening, State, hello};
@@ -24,6 +26,10 @@ pub(super) struct Outbound {
     control_opened: bool,
     data: Vec<DataStream>,
     router: Router,
+    /// Batches of packets that have no stream yet, because a fence is before them.
+    unrouted: VecDeque<Bytes>,
+    /// The streams have not been rid of the last fence.
+    fenced: bool,
     finished: bool,
 }
 
@@ -49,6 +55,8 @@ impl Outbound {
                 })
                 .collect(),
             router: Router::new(limits.data_streams),
+            unrouted: VecDeque::new(),
+            fenced: false,
             finished: false,
         }
     }
@@ -60,13 +68,16 @@ impl Outbound {
 
     /// Whether nothing is queued.
     pub fn is_empty(&self) -> bool {
-        self.control.is_empty() && self.data.iter().all(|s| s.queue.is_empty())
+        self.control.is_empty()
+            && self.unrouted.is_empty()
+            && self.data.iter().all(|s| s.queue.is_empty())
     }
 
     /// Drops what is queued, and says how many bytes of it were data.
     pub fn clear(&mut self) -> usize {
         self.control.clear();
-        self.data.iter_mut().map(|s| s.queue.clear()).sum()
+        let unrouted: usize = self.unrouted.drain(..).map(|batch| batch.len()).sum();
+        unrouted + self.data.iter_mut().map(|s| s.queue.clear()).sum::<usize>()
     }
 }
 
@@ -89,7 +100,27 @@ impl Connection {
             self.outbound.data[0].queue.push(framed.into());
             return;
         }
-        let framed = Bytes::from(framed);
+        self.outbound.unrouted.push_back(framed.into());
+        self.route();
+    }
+
+    /// Gives packets to the streams, up to a fence: what comes after it waits until the streams have
+    /// been rid of all that comes before it. The peer reads nothing behind a fence before it has the
+    /// whole of it; if that much used up the connection's credit (RFC 9000, section 4.1), what comes
+    /// before the fence could never be sent.
+    fn route(&mut self) {
+        while !self.outbound.fenced
+            && let Some(framed) = self.outbound.unrouted.pop_front()
+        {
+            let rest = self.route_to_fence(framed);
+            if !rest.is_empty() {
+                self.outbound.unrouted.push_front(rest);
+            }
+        }
+    }
+
+    /// The same for one batch; what is left of it is given back.
+    fn route_to_fence(&mut self, framed: Bytes) -> Bytes {
         let loads = self.outbound.data.iter().map(|stream| stream.queue.len());
         self.outbound.router.set_loads(loads);
         // Neighbours for the same stream stay one piece.
@@ -108,13 +139,14 @@ impl Connection {
                     run.end = end;
                 }
                 Route::Fence => {
-                    self.queue(run_stream, framed.slice(run.clone()));
+                    self.queue(run_stream, framed.slice(run));
                     self.fence(framed.slice(start..end));
-                    run = end..end;
+                    return framed.slice(end..);
                 }
             }
         }
         self.queue(run_stream, framed.slice(run));
+        Bytes::new()
     }
 
     fn queue(&mut self, stream: usize, bytes: Bytes) {
@@ -128,6 +160,7 @@ impl Connection {
             // Not reached: no packet that long can have been framed (`Prefix::put`).
             return self.break_off(code::LIMIT, "a packet is too long for a fence");
         }
+        self.outbound.fenced = true;
         self.queue(0, mark.into());
         self.queue(0, packet);
         let mut empty = Vec::new();
@@ -161,9 +194,24 @@ impl Connection {
             return;
         }
         self.write_control();
+        let mut drained = self.write_streams();
+        while self.outbound.fenced && self.outbound.data.iter().all(|s| s.queue.is_empty()) {
+            self.outbound.fenced = false;
+            self.route();
+            drained += self.write_streams();
+        }
+        if drained > 0 {
+            self.drained(drained);
+        }
+        if matches!(self.state, State::Lingering(_)) {
+            self.finish();
+        }
+    }
+
+    fn write_streams(&mut self) -> usize {
         let mut drained = 0;
-        // The congestion window goes to the control stream, then to the streams with the least to
-        // send: a short message does not wait behind another sender's long one.
+        // The congestion window goes to the streams with the least to send first: a short message
+        // does not wait behind another sender's long one.
         let mut order: [(usize, usize); crate::layout::MAX_DATA_STREAMS as usize] =
             std::array::from_fn(|index| match self.outbound.data.get(index) {
                 Some(stream) if !stream.queue.is_empty() => (stream.queue.len(), index),
@@ -176,12 +224,7 @@ impl Connection {
             }
             drained += self.write_data(index);
         }
-        if drained > 0 {
-            self.drained(drained);
-        }
-        if matches!(self.state, State::Lingering(_)) {
-            self.finish();
-        }
+        drained
     }
 
     fn write_control(&mut self) {

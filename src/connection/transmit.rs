@@ -69,6 +69,11 @@ impl Train {
         }
     }
 
+    /// Sets what the system takes; it may learn that it takes less.
+    pub(crate) fn set_max_segments(&mut self, max_segments: usize) {
+        self.max_segments = max_segments.max(1);
+    }
+
     /// The bytes of the train that was made last.
     pub fn bytes(&self, transmit: &Transmit) -> &[u8] {
         &self.buffer[..transmit.length]
@@ -111,7 +116,8 @@ impl Connection {
         }
         self.write();
         let sent = self.send_trains(TRAINS_AT_ONCE, train, send);
-        if self.happenings.is_empty() {
+        if self.happenings.is_empty() && self.quic.local_error().is_none() && !self.quic.is_closed()
+        {
             sent
         } else {
             Sent::More

@@ -162,6 +162,7 @@ impl<E: Events> Driver<E> {
         self.exchange_ids(key);
         let sender = self.sender.clone();
         let mut train = std::mem::take(&mut self.train);
+        train.set_max_segments(self.socket.max_segments());
         let served = self.with(key, |connection| {
             let sent = if connection.can_wait(now) {
                 Sent::All
@@ -184,6 +185,7 @@ impl<E: Events> Driver<E> {
         match sent {
             Sent::All => {}
             Sent::More => self.list(key),
+            Sent::Blocked if self.blocked.contains(&key) => {}
             Sent::Blocked => self.blocked.push(key),
         }
     }

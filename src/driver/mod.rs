@@ -88,7 +88,8 @@ impl<E: Events> Driver<E> {
         socket.watch(poll.registry(), SOCKET)?;
         let socket = Arc::new(socket);
         let waker = Waker::new(poll.registry(), WAKER)?;
-        let (sender, commands) = CommandSender::new(waker, socket.clone(), counters.clone());
+        let (sender, commands) =
+            CommandSender::new(waker, Arc::downgrade(&socket), counters.clone());
         let train = Train::new(socket.max_segments());
         let driver = Driver {
             poll,

@@ -184,3 +184,47 @@ fn a_sender_that_was_never_busy_hears_nothing() {
     });
     assert_eq!(pair.client.writable, 0);
 }
+
+/// SEND_SENDER of the process with this number, with so many bytes of message.
+fn of_sender(id: u32, length: usize) -> Vec<u8> {
+    let pid = |id: u32| {
+        let mut pid = vec![88, 119, 1, b'n'];
+        pid.extend(id.to_be_bytes().into_iter().chain([0; 8]));
+        pid
+    };
+    [
+        vec![131, 68, 0, 104, 3, 97, 22],
+        pid(id),
+        pid(1),
+        packet(id.into(), length),
+    ]
+    .concat()
+}
+
+/// What comes after a fence must not use up the credit that what comes before it needs.
+#[test]
+fn a_fence_passes_however_small_the_windows() {
+    let limits = Limits {
+        data_streams: 4,
+        stream_window: 65_536,
+        connection_window: 65_536,
+        ..limits()
+    };
+    let mut pair = Pair::connected(&limits);
+    // Nobody knows what an unknown packet is: a fence.
+    let mut sent = vec![of_sender(1, 300_000), b"unknown".to_vec()];
+    for round in 0..20 {
+        sent.extend((2..6).map(|id| of_sender(id, 20_000 + round)));
+    }
+    sent.push(b"unknown again".to_vec());
+    sent.push(of_sender(1, 10));
+    pair.client.send_data(&sent);
+    pair.until("everything has come", |pair| {
+        pair.server.packets.len() == sent.len()
+    });
+    let place = |wanted: &Vec<u8>| pair.server.packets.iter().position(|got| got == wanted);
+    assert_eq!(place(&sent[0]), Some(0));
+    assert_eq!(place(&sent[1]), Some(1));
+    assert_eq!(place(&sent[sent.len() - 2]), Some(sent.len() - 2));
+    assert_eq!(pair.client.queued(), 0, "every byte was given back");
+}
