@@ -5,6 +5,7 @@
 
 -export([connect/2, disconnect/1, start_receivers/1, start_senders/3, stop/0, sample/0, sample_after/2]).
 -export([start_echo/0, pingpong/3, steady/4, start_erpc/2, echo/1]).
+-export([start_sink/1, start_sources/2, start_stream_echo/1, first_bytes/2]).
 -export([endpoint/0, collect_garbage/0, memory/0]).
 
 -export_type([sample/0]).
@@ -53,11 +54,12 @@ start_receivers(N) ->
 
 receiver(Name, Counter) ->
     Parent = self(),
-    Pid = spawn(fun() ->
+    %% A carrier that delivers more than one process takes fills its mailbox; collected on the heap, it would slow the process to a crawl.
+    Pid = spawn_opt(fun() ->
         true = register(Name, self()),
         Parent ! {self(), ready},
         receive_all(Counter)
-    end),
+    end, [{message_queue_data, off_heap}]),
     receive {Pid, ready} -> Pid end.
 
 receive_all(Counter) ->
@@ -126,6 +128,79 @@ sample_at_least(AtLeast, Deadline) ->
         #{count := Count, at := At} = Sample when Count >= AtLeast; At > Deadline -> Sample;
         _ -> timer:sleep(10), sample_at_least(AtLeast, Deadline)
     end.
+
+%%% Streams of the application's own
+
+%% Takes what comes on streams of Node, and counts the bytes.
+-spec start_sink(node()) -> ok.
+start_sink(Node) ->
+    Counter = counters:new(2, []),
+    persistent_term:put(?COUNTED, Counter),
+    acceptor(Node, fun() -> count_bytes(Counter) end).
+
+count_bytes(Counter) ->
+    receive
+        {quic_dist_stream, _, {data, Data, _}} -> counters:add(Counter, ?COUNT, byte_size(Data));
+        {quic_dist_stream, _, _} -> ok
+    end,
+    count_bytes(Counter).
+
+%% N processes, each of which sends on a stream of its own to Node until stop/0.
+-spec start_sources(node(), pos_integer()) -> ok.
+start_sources(Node, N) ->
+    Data = rand:bytes(256 bsl 10),
+    started([spawn(fun() ->
+                       {ok, Stream} = quic_dist:open_stream(Node),
+                       send_stream(Stream, Data)
+                   end) || _ <- lists:seq(1, N)]).
+
+send_stream(Stream, Data) ->
+    ok = quic_dist:send(Stream, Data),
+    send_stream(Stream, Data).
+
+%% Sends back what comes on streams of Node, and finishes them.
+-spec start_stream_echo(node()) -> ok.
+start_stream_echo(Node) ->
+    acceptor(Node, fun stream_echo/0).
+
+stream_echo() ->
+    receive
+        {quic_dist_stream, Stream, {data, Data, true}} -> ok = quic_dist:send(Stream, Data, true);
+        {quic_dist_stream, _, closed} -> ok
+    end,
+    stream_echo().
+
+acceptor(Node, Accept) ->
+    Parent = self(),
+    Pid = spawn(fun() ->
+        ok = quic_dist:accept_streams(Node),
+        Parent ! {self(), ready},
+        Accept()
+    end),
+    receive {Pid, ready} -> started([Pid]) end.
+
+%% Round trips of 16 bytes for Ms milliseconds, in turns: as a message to the echo process on Node, and on a new stream.
+-spec first_bytes(node(), pos_integer()) -> {Messages :: binary(), Streams :: binary()}.
+first_bytes(Node, Ms) ->
+    in_process(fun() -> first_bytes(Node, now_ns() + Ms * 1000000, [], []) end).
+
+first_bytes(Node, Deadline, Messages, Streams) ->
+    case now_ns() of
+        Now when Now > Deadline -> {pack(Messages), pack(Streams)};
+        Now ->
+            ok = message_there_and_back({?ECHO, Node}, Now),
+            Between = now_ns(),
+            {ok, Stream} = quic_dist:open_stream(Node),
+            ok = quic_dist:send(Stream, <<Now:128>>, true),
+            receive {quic_dist_stream, Stream, {data, <<Now:128/signed>>, true}} -> ok end,
+            Done = now_ns(),
+            receive {quic_dist_stream, Stream, closed} -> ok end,
+            first_bytes(Node, Deadline, [Between - Now | Messages], [Done - Between | Streams])
+    end.
+
+message_there_and_back(To, Now) ->
+    To ! {self(), <<Now:128>>},
+    receive <<Now:128/signed>> -> ok end.
 
 %%% Messages there and back
 

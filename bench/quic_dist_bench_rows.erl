@@ -39,7 +39,8 @@ names() -> [Name || #{name := Name} <- all()].
 row(Name) -> hd([Row || #{name := N} = Row <- all(), N =:= Name]).
 
 -spec sections() -> [string()].
-sections() -> ["Latency and calls", "Small messages and terms", "Bulk", "Latency under load", "Connections", "The engine alone"].
+sections() -> ["Latency and calls", "Small messages and terms", "Bulk", "Latency under load", "Streams of the application's own",
+               "Connections", "The engine alone"].
 
 -spec all() -> [row()].
 all() ->
@@ -84,6 +85,17 @@ all() ->
        on => [{[quic], ?STREAMS("1")}, {[quic], ?STREAMS("4")}],
        measures => [{p50, "p50", "us"}, {p99, "p99", "us"}, {rate, "bulk rate", "MB/s"}],
        targets => []},
+     #{name => "stream_first", title => "16 bytes there and back on a new stream, and as a message, in turns",
+       section => "Streams of the application's own", group => pair, on => [{[quic], []}],
+       measures => [{message, "message, p50", "us"}, {stream, "new stream, p50", "us"}, {ratio, "ratio of the two", ""}],
+       targets => [{[], ratio, at_most, 1.2, number}]},
+     stream("streams_1", "one stream that sends all it can"),
+     stream("streams_100", "100 streams that send all they can"),
+     #{name => "stream_load", title => "ping-pong of messages while one stream sends all it can",
+       section => "Streams of the application's own", group => bulk, on => [{[quic], []}],
+       measures => [{idle_p99, "p99 before", "us"}, {p50, "p50", "us"}, {p99, "p99", "us"}, {ratio, "p99, ratio to before", ""},
+                    {rate, "the stream's rate", "MB/s"}],
+       targets => [{[], ratio, at_most, 2, number}]},
      #{name => "connect", title => "net_kernel:connect_node/1, all code loaded before", section => "Connections", group => connect,
        on => [?EVERY],
        measures => [{full, "first time", "ms"}, {again, "again after disconnect_node", "ms"}],
@@ -100,7 +112,7 @@ all() ->
        %% At most 2 ticks of either side fall into 20 s. Each of these 4 may wake a side twice: when it is sent or comes, and when it
        %% is acknowledged.
        targets => [{[], wake_ups, at_most, 8, number}]},
-     #{name => "ceiling", title => "the engine, two processes without a BEAM, packets of 1 MiB", section => "The engine alone",
+     #{name => "ceiling", title => "the engine, two processes without a BEAM, packets of 64 KiB", section => "The engine alone",
        group => ceiling, on => [{[ceiling], []}],
        measures => [{rate_1452, "datagrams of 1,452 B", "MB/s"}, {rate, "datagrams of up to 16,000 B", "MB/s"}],
        targets => [{[], rate_1452, at_least, 600, number}]}].
@@ -121,6 +133,11 @@ bulk(Name, Title, More) ->
       targets => [{[], rate, at_least, 0.5, {base, inet_tcp}},
                   {?FULL_PACKETS, rate, at_least, 0.8, {row, "ceiling", rate_1452}},
                   {?FULL_PACKETS, rate, at_least, 10, {base, inet_tls}} | More]}.
+
+stream(Name, Title) ->
+    #{name => Name, title => Title, section => "Streams of the application's own", group => bulk, on => [{[quic], []}, {[quic], ?FULL_PACKETS}],
+      measures => [{rate, "rate", "MB/s"}],
+      targets => [{[], rate, at_least, 0.9, {row, "ceiling", rate}}, {?FULL_PACKETS, rate, at_least, 0.9, {row, "ceiling", rate_1452}}]}.
 
 engine_measures() ->
     [{wake_ups, "wake-ups per message, both sides", ""}, {calls, "system calls per message, both sides", ""}].

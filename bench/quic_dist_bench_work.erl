@@ -46,6 +46,10 @@ measure("bulk_1m_8", Pair, Seconds) -> bulk(Pair, 8, ?MIB, ms(Seconds));
 measure("bulk_64m", Pair, Seconds) -> bulk(Pair, 1, 64 * ?MIB, ms(Seconds));
 measure("load", Pair, Seconds) -> under_load(Pair, {binary, ?MIB}, pingpong, [500, ms(1.5 * Seconds)]);
 measure("path", Pair, Seconds) -> under_load(Pair, {binary, ?MIB}, pingpong, [1000, ms(3 * Seconds)]);
+measure("stream_first", Pair, Seconds) -> stream_first(Pair, ms(Seconds));
+measure("streams_1", Pair, Seconds) -> streams(Pair, 1, ms(Seconds));
+measure("streams_100", Pair, Seconds) -> streams(Pair, 100, ms(Seconds));
+measure("stream_load", Pair, Seconds) -> under_stream(Pair, ms(1.5 * Seconds));
 measure("holb", Pair, Seconds) -> under_load(Pair, {answered, ?MIB}, steady, [500, ms(3 * Seconds), 5]);
 measure("holb_flood", Pair, Seconds) -> under_load(Pair, {binary, ?MIB}, pingpong, [500, ms(3 * Seconds)]).
 
@@ -114,6 +118,49 @@ bulk(#{a := A, b := B} = Pair, Senders, Size, Ms) ->
     Rate = bulk_rate(First, Last, Size),
     Gigabytes = Rate / 1000 * (maps:get(at, Last) - maps:get(at, First)) / 1.0e9,
     #{values => [{rate, Rate}, {cpu, Cpu / 1000 / Gigabytes}]}.
+
+%%% Streams of the application's own
+
+stream_first(#{a := A, b := B}, Ms) ->
+    ok = call(B, start_echo, []),
+    ok = call(B, start_stream_echo, [quic_dist_bench_node:name(A)]),
+    _WarmUp = call(A, first_bytes, [quic_dist_bench_node:name(B), 300]),
+    {Messages, Streams} = call(A, first_bytes, [quic_dist_bench_node:name(B), Ms]),
+    ok = call(B, stop, []),
+    [Message, Stream] = [quic_dist_bench_stats:percentile(0.5, quic_dist_bench_stats:samples(Samples)) / 1000
+                         || Samples <- [Messages, Streams]],
+    #{values => [{message, Message}, {stream, Stream}, {ratio, Stream / Message}]}.
+
+streams(Pair, N, Ms) ->
+    ok = start_streams(Pair, N),
+    #{b := B} = Pair,
+    First = call(B, sample_after, [500, 1]),
+    Last = call(B, sample_after, [Ms, 0]),
+    ok = stop_streams(Pair),
+    #{values => [{rate, rate(First, Last) / 1.0e6}]}.
+
+%% Small messages while one stream sends all it can.
+under_stream(#{a := A, b := B} = Pair, Ms) ->
+    ok = call(B, start_echo, []),
+    Idle = call(A, pingpong, [quic_dist_bench_node:name(B), 500, Ms]),
+    ok = start_streams(Pair, 1),
+    First = call(B, sample_after, [500, 1]),
+    Samples = call(A, pingpong, [quic_dist_bench_node:name(B), 0, Ms]),
+    Last = call(B, sample, []),
+    ok = stop_streams(Pair),
+    [{p50, P50}, {p99, P99}, _Count] = latencies(Samples),
+    {p99, IdleP99} = lists:keyfind(p99, 1, latencies(Idle)),
+    #{values => [{idle_p99, IdleP99}, {p50, P50}, {p99, P99}, {ratio, P99 / IdleP99}, {rate, rate(First, Last) / 1.0e6}]}.
+
+start_streams(#{a := A, b := B}, N) ->
+    ok = call(B, start_sink, [quic_dist_bench_node:name(A)]),
+    call(A, start_sources, [quic_dist_bench_node:name(B), N]).
+
+stop_streams(#{a := A, b := B}) ->
+    ok = call(A, stop, []),
+    call(B, stop, []).
+
+%%% What the flows share
 
 start_flow(#{a := A, b := B}, Senders, What) ->
     ok = call(B, start_receivers, [Senders]),

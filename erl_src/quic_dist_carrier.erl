@@ -8,7 +8,7 @@
 
 -export([gen_childspecs/1, gen_select/2, gen_address/1, gen_address/2,
          gen_listen/3, gen_accept/1, gen_accept_connection/6, gen_setup/6,
-         gen_close/1, is_node_name/1, setopts/2, getopts/2, reject_flags/1]).
+         gen_close/1, is_node_name/1, setopts/2, getopts/2]).
 -export([accept_loop/2, announce_loop/1, do_accept/7, do_setup/7,
          post_nodeup/1, address/2]).
 
@@ -49,11 +49,7 @@ gen_childspecs(Family) ->
 gen_select(Family, Node) ->
     case dist_util:split_node(Node) of
         {node, Name, Host} ->
-            case epmd(address_please, [Name, Host, Family]) of
-                {ok, _Ip} -> true;
-                {ok, _Ip, _Port, _Version} -> true;
-                _ -> false
-            end;
+            quic_dist_discovery:has_address(Family, Name, Host);
         _ ->
             false
     end.
@@ -117,7 +113,7 @@ listen_ports(Family, Name, Host) ->
         {ok, Port} ->
             {ok, {Port, Port}};
         none ->
-            case epmd(listen_port_please, [Name, Host]) of
+            case quic_dist_discovery:epmd(listen_port_please, [Name, Host]) of
                 {ok, 0} -> quic_dist_opts:ports();
                 {ok, Port} -> {ok, {Port, Port}}
             end
@@ -221,24 +217,105 @@ do_accept(Kernel, Family, AcceptPid, {Conn, {Ip, _} = Peer}, MyNode, Allowed,
           SetupTime) ->
     Timer = dist_util:start_timer(SetupTime),
     receive {AcceptPid, controller} -> ok end,
-    case check_ip(Ip) of
-        true ->
-            Controller = start_controller(Conn, Family, Peer, Kernel),
-            %% It is called by this process, and not kept.
-            Up = fun(_) -> AcceptPid ! {quic_dist_up, self()}, ok end,
-            dist_util:handshake_other_started(
-              (hs_data(Controller))#hs_data{kernel_pid = Kernel,
-                                            this_node = MyNode,
-                                            timer = Timer,
-                                            this_flags = 0,
-                                            allowed = Allowed,
-                                            f_setopts_post_nodeup = Up});
-        false ->
-            quic_dist_log:log(error, "quic_dist: connection attempt from "
-                              "disallowed IP ~ts", [quic_dist_log:peer(Peer)]),
-            ok = quic_dist_nif:close(Conn, <<"disallowed IP">>),
-            ?shutdown(no_node)
+    Allow = check_peer(Conn, Ip, Peer, Allowed),
+    Controller = start_controller(Conn, Family, Peer, Kernel),
+    ok = check_name(Controller, Conn, Peer, Allow),
+    %% It is called by this process, and not kept.
+    Up = fun(_) -> AcceptPid ! {quic_dist_up, self()}, ok end,
+    dist_util:handshake_other_started(
+      (hs_data(Controller))#hs_data{kernel_pid = Kernel,
+                                    this_node = MyNode,
+                                    timer = Timer,
+                                    this_flags = 0,
+                                    allowed = Allowed,
+                                    f_setopts_post_nodeup = Up}).
+
+%% Who may not connect is told nothing: by its address, and by its certificate
+%% where that is verified.
+check_peer(Conn, Ip, Peer, Allowed) ->
+    check_ip(Ip) orelse refuse(Conn, Peer, "its IP address is not allowed",
+                               <<"disallowed IP">>),
+    {ok, Allow} = quic_dist_trust:allow(),
+    (may(Conn, Allow) andalso may_node(Conn, Allowed))
+        orelse refuse(Conn, Peer,
+                      ["its certificate, of ", certificate(Conn), ", is that of "
+                       "no node that is allowed"], <<"not allowed">>),
+    Allow.
+
+%% Hosts and nodes may be in the list.
+may(_Conn, all) ->
+    true;
+may(Conn, Allow) ->
+    lists:any(fun(Name) -> quic_dist_nif:peer_is(Conn, at(Name)) =/= false end,
+              Allow).
+
+at(Name) ->
+    case binary:match(Name, <<"@">>) of
+        nomatch -> <<"@", Name/binary>>;
+        _ -> Name
     end.
+
+%% net_kernel:allow/1. dist_util asks it again, of the name in the handshake.
+may_node(_Conn, []) ->
+    true;
+may_node(Conn, Allowed) ->
+    lists:any(fun(Node) ->
+                      quic_dist_nif:peer_is(Conn, atom_to_binary(Node)) =/= false
+              end, Allowed).
+
+%% The node is the one that its certificate names, or the distribution handshake
+%% does not begin. dist_util has not seen its name yet.
+check_name(Controller, Conn, Peer, Allow) ->
+    Said = case quic_dist_controller:first_message(Controller) of
+               {ok, Message} -> quic_dist_trust:says_it_is(Message);
+               %% dist_util meets the end too.
+               {error, closed} -> {error, closed}
+           end,
+    case Said of
+        {ok, Name} ->
+            case quic_dist_nif:peer_is(Conn, Name) of
+                true ->
+                    ok;
+                unknown ->
+                    quic_dist_log:unverified(Name, Peer),
+                    quic_dist_trust:allows(Allow, Name)
+                        orelse refuse(Conn, Peer, [Name, " is not allowed"],
+                                      <<"not allowed">>),
+                    ok;
+                false ->
+                    refuse(Conn, Peer,
+                           ["it says that it is ", printable(Name),
+                            ", and its certificate is that of ",
+                            certificate(Conn)], <<"not your name">>)
+            end;
+        {error, closed} ->
+            ok;
+        {error, not_in_the_protocol} ->
+            refuse(Conn, Peer, "its first message does not name it",
+                   <<"no name">>)
+    end.
+
+certificate(Conn) ->
+    case quic_dist_nif:peer_certificate(Conn) of
+        unknown -> "nobody that is known";
+        Whose -> Whose
+    end.
+
+%% A name from the network: bounded, and one line.
+printable(Name) ->
+    Chars = unicode:characters_to_list(Name),
+    [case C of
+         _ when C < 32; C >= 127, C < 160 -> $.;
+         _ -> C
+     end || C <- lists:sublist(Chars, 255)].
+
+-spec refuse(quic_dist_nif:connection(), quic_dist_nif:peer(),
+             unicode:chardata(), binary()) -> no_return().
+refuse(Conn, Peer, Why, Word) ->
+    quic_dist_log:log(error, "quic_dist: refused a connection from ~ts: ~ts",
+                      [quic_dist_log:peer(Peer), Why]),
+    ok = quic_dist_nif:close(Conn, Word),
+    ?shutdown(no_node).
 
 %%% Dialling
 
@@ -258,6 +335,7 @@ gen_setup(Family, Node, Type, MyNode, LongOrShortNames, SetupTime) ->
                longnames | shortnames, non_neg_integer()) -> no_return().
 do_setup(Kernel, Family, Node, Type, MyNode, LongOrShortNames, SetupTime) ->
     Timer = dist_util:start_timer(SetupTime),
+    ok = check_allowed(Node),
     {Peer, Version} = find(Family, Node, LongOrShortNames),
     dist_util:reset_timer(Timer),
     Conn = dial(Family, Node, Peer),
@@ -272,24 +350,29 @@ do_setup(Kernel, Family, Node, Type, MyNode, LongOrShortNames, SetupTime) ->
                                     other_version = Version,
                                     request_type = Type}).
 
-find(Family, Node, LongOrShortNames) ->
-    {Name, Host} = split_node(Family, Node, LongOrShortNames),
-    case epmd(address_please, [Name, Host, Family]) of
-        {ok, Ip, Port, Version} ->
-            {{Ip, Port}, Version};
-        {ok, Ip} ->
-            case (net_kernel:epmd_module()):port_please(Name, Ip) of
-                {port, Port, Version} -> {{Ip, Port}, Version};
-                _ -> ?shutdown(Node)
-            end;
-        _ ->
+check_allowed(Node) ->
+    {ok, Allow} = quic_dist_trust:allow(),
+    case quic_dist_trust:allows(Allow, atom_to_binary(Node)) of
+        true ->
+            ok;
+        false ->
+            quic_dist_log:log(error, "quic_dist: ~ts is not allowed",
+                              [atom_to_list(Node)]),
             ?shutdown(Node)
     end.
 
+find(Family, Node, LongOrShortNames) ->
+    {Name, Host} = split_node(Family, Node, LongOrShortNames),
+    case quic_dist_discovery:find(Family, Name, Host) of
+        {ok, Peer, Version} -> {Peer, Version};
+        error -> ?shutdown(Node)
+    end.
+
 dial(Family, Node, Peer) ->
-    case quic_dist_endpoint:dial(Family) of
-        {ok, Endpoint} ->
-            case quic_dist_nif:connect(Endpoint, Peer, self()) of
+    case quic_dist_endpoint:dial(Family, Node) of
+        {ok, Endpoint, Identity} ->
+            case quic_dist_nif:connect(Endpoint, Peer, atom_to_binary(Node),
+                                       Identity, self()) of
                 {ok, Conn} -> await_connected(Conn, Node, Peer);
                 {error, Reason} -> dial_failed(error, Node, Peer, Reason)
             end;
@@ -301,6 +384,9 @@ dial(Family, Node, Peer) ->
 await_connected(Conn, Node, Peer) ->
     receive
         {quic_dist, Conn, connected} ->
+            %% The engine has compared its certificate with the node's name.
+            quic_dist_nif:peer_is(Conn, atom_to_binary(Node)) =:= unknown
+                andalso quic_dist_log:unverified(atom_to_binary(Node), Peer),
             Conn;
         {quic_dist, Conn, {closed, {tls, _} = Reason}} ->
             dial_failed(error, Node, Peer, Reason);
@@ -344,7 +430,9 @@ hs_data(Controller) ->
              mf_getstat = fun quic_dist_controller:getstat/1,
              mf_setopts = fun quic_dist:setopts/2,
              mf_getopts = fun quic_dist:getopts/2,
-             reject_flags = reject_flags(quic_dist_opts:data_streams())}.
+             %% A VM without an atom cache takes it on trust that nobody
+             %% refers to it (OTP 25 to 27 crash): so every one has it.
+             require_flags = dist_util:strict_order_flags()}.
 
 %% @private
 -spec post_nodeup(pid()) -> ok.
@@ -354,17 +442,10 @@ post_nodeup(_Controller) ->
 %% @private
 -spec address(pid(), node()) -> #net_address{}.
 address(Controller, Node) ->
-    case quic_dist_controller:get_address(Controller, Node) of
+    case quic_dist_controller:enter_node(Controller, Node) of
         {ok, Address} -> Address;
         {error, _} -> ?shutdown(Node)
     end.
-
-%% @doc The distribution flags that cannot be had with so many data streams.
-%% With one, packets arrive in the order in which the VM made them, and
-%% everything works, the atom cache too.
--spec reject_flags(pos_integer()) -> non_neg_integer().
-reject_flags(1) -> 0;
-reject_flags(Streams) when Streams > 1 -> dist_util:strict_order_flags().
 
 %%% Options of an existing connection, or of the listener
 
@@ -423,14 +504,6 @@ is_host_allowed(Family, Host, LongOrShortNames) ->
             false;
         _ ->
             true
-    end.
-
-%% An EPMD module of the user's need not have all functions of OTP's.
-epmd(Function, Args) ->
-    Module = net_kernel:epmd_module(),
-    case erlang:function_exported(Module, Function, length(Args)) of
-        true -> apply(Module, Function, Args);
-        false -> apply(erl_epmd, Function, Args)
     end.
 
 %% With the kernel parameter check_ip, only nodes in a network of one of this

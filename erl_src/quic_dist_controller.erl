@@ -13,8 +13,12 @@
 -module(quic_dist_controller).
 
 -export([start_link/3, set_supervisor/2, set_node/2, get_node/1,
-         send/2, recv/3, getll/1, get_address/2, pre_nodeup/1,
+         first_message/1, send/2, recv/3, getll/1, enter_node/2, pre_nodeup/1,
          handshake_complete/3, tick/1, getstat/1, info/1]).
+-export([open_user_stream/2, open_user_stream/3, send_user_data/4,
+         close_user_stream/2, reset_user_stream/2, reset_user_stream/3,
+         accept_user_streams/2, stop_accepting_streams/1,
+         controlling_process/3, list_user_streams/1]).
 -export([init/3, handshake_loop/1, output_loop/1, ending_loop/2]).
 
 -include_lib("kernel/include/net_address.hrl").
@@ -31,20 +35,32 @@
 %% connection ended.
 -define(ENDING_MS, 5000).
 
+%% How long discovery may take to say where a silent node is, when it is time to
+%% ask it again.
+-define(ASKING_MS, 10000).
+
 -record(state, {conn :: quic_dist_nif:connection(),
                 family :: quic_dist_opts:family(),
                 peer :: quic_dist_nif:peer(),
                 node :: undefined | node(),
                 %% handshake: messages not yet asked for, oldest first
                 unread = [] :: [binary()],
+                %% handshake: the last message, if it is ours, until it is complete
+                last :: undefined | iodata(),
                 %% handshake: who waits in recv/3, and its timer
                 reader :: undefined | {reference(), undefined | reference()},
+                %% handshake: who waits in first_message/1
+                looker :: undefined | reference(),
                 %% handshake: why the connection has ended
                 closed :: undefined | quic_dist_nif:close_reason(),
                 %% whether the VM has been, or is being, told of the connection
                 nodeup = false :: boolean(),
                 %% output: present when the handshake is complete
                 dhandle :: undefined | erlang:dist_handle(),
+                %% output: who of this node sends
+                senders :: undefined | quic_dist_senders:senders(),
+                %% output: the process that asks discovery for the node
+                asking :: undefined | {pid(), reference(), Since :: integer()},
                 %% output: the engine's queue is full
                 busy = false :: boolean()}).
 
@@ -88,6 +104,11 @@ get_node(Controller) ->
 send(Controller, Message) ->
     call(Controller, {send, Message}).
 
+%% @doc Waits for the first handshake message, which recv/3 will still give.
+-spec first_message(pid()) -> {ok, binary()} | {error, closed}.
+first_message(Controller) ->
+    call(Controller, first_message).
+
 %% @doc Receives one handshake message. Messages have a length of their own:
 %% `Length' must be 0, as with gen_tcp's `{packet, N}'.
 -spec recv(pid(), Length :: non_neg_integer(), timeout()) ->
@@ -102,11 +123,13 @@ recv(_Controller, _Length, _Timeout) ->
 getll(Controller) ->
     {ok, Controller}.
 
-%% @doc The address of the other node, for `net_kernel:node_info/1'.
--spec get_address(pid(), node()) ->
+%% @doc The VM knows the node, and `net_kernel' is about to: from now on the
+%% connection is found by the node's name, so that who has connected to a node
+%% can use its streams. The address of the node, for `net_kernel:node_info/1'.
+-spec enter_node(pid(), node()) ->
           {ok, #net_address{}} | {error, no_node | closed}.
-get_address(Controller, Node) ->
-    case {dist_util:split_node(Node), call(Controller, get_address)} of
+enter_node(Controller, Node) ->
+    case {dist_util:split_node(Node), call(Controller, {enter_node, Node})} of
         {{node, _Name, Host}, {ok, Family, Peer}} ->
             {ok, #net_address{address = Peer, host = Host,
                               protocol = quic, family = Family}};
@@ -127,8 +150,8 @@ pre_nodeup(Controller) ->
 %% @doc The node is up: starts the traffic.
 -spec handshake_complete(pid(), node(), erlang:dist_handle()) ->
           ok | {error, closed}.
-handshake_complete(Controller, Node, DHandle) ->
-    call(Controller, {handshake_complete, Node, DHandle}).
+handshake_complete(Controller, _Node, DHandle) ->
+    call(Controller, {handshake_complete, DHandle}).
 
 %%% What the connection's tick loop uses
 
@@ -160,6 +183,104 @@ info(Controller) ->
         {error, closed} -> {error, closed}
     end.
 
+%%% The application's own streams. The controller itself takes no part in them:
+%%% it only stands for the connection.
+
+-type stream_error() :: quic_dist_stream:error() | not_connected.
+
+%% @doc Opens a stream for `Owner'; see `quic_dist:open_stream/1'.
+-spec open_user_stream(pid(), Owner :: pid()) ->
+          {ok, non_neg_integer()} | {error, stream_error()}.
+open_user_stream(Controller, Owner) ->
+    open_user_stream(Controller, Owner, []).
+
+%% @doc The same with options; see `quic_dist:open_stream/2'.
+-spec open_user_stream(pid(), Owner :: pid(), [quic_dist_stream:open_opt()]) ->
+          {ok, non_neg_integer()} | {error, stream_error()}.
+open_user_stream(Controller, Owner, Opts) ->
+    with_connection(Controller, fun(Conn, _Node) ->
+                                        quic_dist_stream:open(Conn, Owner, Opts)
+                                end).
+
+%% @doc Sends on a stream; see `quic_dist:send/3'.
+-spec send_user_data(pid(), StreamId :: non_neg_integer(), iodata(),
+                     Fin :: boolean()) ->
+          ok | {error, stream_error() | busy | timeout | {timeout, binary()}}.
+send_user_data(Controller, StreamId, Data, Fin) ->
+    with_connection(Controller,
+                    fun(Conn, _Node) ->
+                            quic_dist_stream:send(Conn, StreamId, Data,
+                                                  [{fin, Fin}])
+                    end).
+
+%% @doc Finishes this side of a stream; see `quic_dist:close_stream/1'.
+-spec close_user_stream(pid(), StreamId :: non_neg_integer()) ->
+          ok | {error, stream_error()}.
+close_user_stream(Controller, StreamId) ->
+    with_connection(Controller, fun(Conn, _Node) ->
+                                        quic_dist_stream:close(Conn, StreamId)
+                                end).
+
+%% @doc Cancels a stream with code 0.
+-spec reset_user_stream(pid(), StreamId :: non_neg_integer()) ->
+          ok | {error, stream_error()}.
+reset_user_stream(Controller, StreamId) ->
+    reset_user_stream(Controller, StreamId, 0).
+
+%% @doc Cancels a stream; see `quic_dist:reset_stream/2'.
+-spec reset_user_stream(pid(), StreamId :: non_neg_integer(),
+                        ErrorCode :: non_neg_integer()) ->
+          ok | {error, stream_error()}.
+reset_user_stream(Controller, StreamId, ErrorCode) ->
+    with_connection(Controller, fun(Conn, _Node) ->
+                                        quic_dist_stream:reset(Conn, StreamId,
+                                                               ErrorCode)
+                                end).
+
+%% @doc Adds an acceptor of streams; see `quic_dist:accept_streams/1'.
+-spec accept_user_streams(pid(), Acceptor :: pid()) ->
+          ok | {error, stream_error()}.
+accept_user_streams(Controller, Acceptor) ->
+    with_connection(Controller, fun(Conn, _Node) ->
+                                        quic_dist_stream:accept(Conn, Acceptor, [])
+                                end).
+
+%% @doc The caller accepts no more streams.
+-spec stop_accepting_streams(pid()) -> ok.
+stop_accepting_streams(Controller) ->
+    case with_connection(Controller,
+                         fun(Conn, _Node) ->
+                                 quic_dist_stream:stop_accepting(Conn, self())
+                         end) of
+        ok -> ok;
+        {error, not_connected} -> ok
+    end.
+
+%% @doc Gives a stream of the caller's away; see
+%% `quic_dist:controlling_process/2'.
+-spec controlling_process(pid(), StreamId :: non_neg_integer(),
+                          NewOwner :: pid()) -> ok | {error, stream_error()}.
+controlling_process(Controller, StreamId, NewOwner) ->
+    with_connection(Controller,
+                    fun(Conn, Node) ->
+                            quic_dist_stream:controlling_process(
+                              Conn, Node, StreamId, NewOwner)
+                    end).
+
+%% @doc The streams of the connection.
+-spec list_user_streams(pid()) -> [quic_dist_stream:info()].
+list_user_streams(Controller) ->
+    case with_connection(Controller, fun quic_dist_stream:list/2) of
+        {error, not_connected} -> [];
+        Streams -> Streams
+    end.
+
+with_connection(Controller, Fun) ->
+    case quic_dist_nodes:connection(Controller) of
+        {ok, Conn, Node} -> Fun(Conn, Node);
+        {error, not_connected} -> {error, not_connected}
+    end.
+
 call(Controller, Request) ->
     Alias = erlang:monitor(process, Controller, [{alias, reply_demonitor}]),
     Controller ! {?MODULE, Alias, Request},
@@ -184,8 +305,8 @@ init(Conn, Family, Peer) ->
 -spec handshake_loop(#state{}) -> no_return().
 handshake_loop(#state{conn = Conn} = State) ->
     receive
-        {?MODULE, From, {handshake_complete, Node, DHandle}} ->
-            start_output(From, DHandle, State#state{node = Node});
+        {?MODULE, From, {handshake_complete, DHandle}} ->
+            start_output(From, DHandle, State);
         {?MODULE, From, Request} ->
             ?MODULE:handshake_loop(handshake_call(Request, From, State));
         {quic_dist, Conn, {control, Messages}} ->
@@ -194,6 +315,8 @@ handshake_loop(#state{conn = Conn} = State) ->
             ?MODULE:handshake_loop(closed_in_handshake(Reason, State));
         {timeout, Timer, recv} ->
             ?MODULE:handshake_loop(recv_timeout(Timer, State));
+        {quic_dist, Conn, {moved, From, To}} ->
+            ?MODULE:handshake_loop(moved(From, To, State));
         _Unexpected ->
             ?MODULE:handshake_loop(State)
     end.
@@ -203,8 +326,17 @@ handshake_call({send, _Message}, From, #state{closed = Reason} = State)
     reply(From, {error, closed}),
     State;
 handshake_call({send, Message}, From, #state{conn = Conn} = State) ->
-    reply(From, quic_dist_nif:control_send(Conn, Message)),
-    State;
+    case iolist_to_binary(Message) of
+        <<$a, _/binary>> ->
+            %% send_challenge_ack: whom it reaches takes the connection for up.
+            %% It leaves when that is so here as well, in start_output/3: who
+            %% has connected to a node then finds itself in its nodes().
+            reply(From, ok),
+            State#state{last = Message};
+        _ ->
+            reply(From, quic_dist_nif:control_send(Conn, Message)),
+            State
+    end;
 handshake_call({recv, Timeout}, From, #state{reader = undefined} = State) ->
     Timer = case Timeout of
                 infinity -> undefined;
@@ -214,12 +346,20 @@ handshake_call({recv, Timeout}, From, #state{reader = undefined} = State) ->
 handshake_call({recv, _Timeout}, From, State) ->
     reply(From, {error, ealready}),
     State;
+handshake_call(first_message, From, State) ->
+    serve_looker(State#state{looker = From});
 handshake_call(pre_nodeup, From, #state{closed = undefined} = State) ->
     reply(From, ok),
     State#state{nodeup = true};
 handshake_call(pre_nodeup, From, State) ->
     reply(From, {error, closed}),
     State;
+handshake_call({enter_node, Node}, From, #state{conn = Conn, family = Family,
+                                              peer = Peer} = State) ->
+    ok = quic_dist_nif:streams_start(Conn, Node),
+    ok = quic_dist_endpoint:connected(Family, Node, Conn),
+    reply(From, {ok, Family, Peer}),
+    State#state{node = Node};
 handshake_call(Request, From, State) ->
     common_call(Request, From, State).
 
@@ -229,8 +369,19 @@ unread(Messages, #state{unread = Unread, conn = Conn} = State) ->
             ok = quic_dist_nif:close(Conn, <<"too many handshake messages">>),
             State#state{unread = []};
         More ->
-            serve_reader(State#state{unread = More})
+            serve_reader(serve_looker(State#state{unread = More}))
     end.
+
+serve_looker(#state{looker = undefined} = State) ->
+    State;
+serve_looker(#state{looker = From, unread = [Message | _]} = State) ->
+    reply(From, {ok, Message}),
+    State#state{looker = undefined};
+serve_looker(#state{closed = undefined} = State) ->
+    State;
+serve_looker(#state{looker = From} = State) ->
+    reply(From, {error, closed}),
+    State#state{looker = undefined}.
 
 %% What arrived before the end is served before the end.
 serve_reader(#state{reader = undefined} = State) ->
@@ -263,7 +414,7 @@ recv_timeout(_Answered, State) ->
 closed_in_handshake(Reason, #state{nodeup = false, node = Node,
                                    peer = Peer} = State) ->
     quic_dist_log:closed(Node, Peer, Reason),
-    serve_reader(State#state{closed = Reason});
+    serve_reader(serve_looker(State#state{closed = Reason}));
 closed_in_handshake(Reason, State) ->
     end_with(Reason, State).
 
@@ -284,9 +435,6 @@ common_call({set_node, Node}, From, State) ->
 common_call(get_node, From, #state{node = Node} = State) ->
     reply(From, {ok, Node}),
     State;
-common_call(get_address, From, #state{family = Family, peer = Peer} = State) ->
-    reply(From, {ok, Family, Peer}),
-    State;
 common_call(get_connection, From, #state{conn = Conn} = State) ->
     reply(From, {ok, Conn}),
     State;
@@ -297,6 +445,11 @@ common_call(getstat, From, #state{conn = Conn} = State) ->
                 end),
     State.
 
+%% An address has changed: this host's, the peer's, or what a NAT makes of it.
+moved(From, {_Local, Peer} = To, #state{node = Node} = State) ->
+    quic_dist_log:moved(Node, From, To),
+    State#state{peer = Peer}.
+
 %%% Second life: output
 
 -spec start_output(reference(), erlang:dist_handle(), #state{}) -> no_return().
@@ -305,6 +458,11 @@ start_output(From, DHandle, #state{conn = Conn} = State) ->
     ok = erlang:dist_ctrl_input_handler(DHandle, Input),
     false = erlang:dist_ctrl_set_opt(DHandle, get_size, true),
     Result = quic_dist_nif:set_input(Conn, Input),
+    %% When it fails, `closed' is on its way.
+    _ = case State#state.last of
+            undefined -> ok;
+            Last -> quic_dist_nif:control_send(Conn, Last)
+        end,
     reply(From, ok),
     %% As a port's I/O, traffic does not wait its turn among the processes that
     %% are runnable: a busy node would else be a slow one, and then a dead one.
@@ -312,7 +470,8 @@ start_output(From, DHandle, #state{conn = Conn} = State) ->
     case Result of
         ok ->
             erlang:dist_ctrl_get_data_notification(DHandle),
-            output_loop(State#state{dhandle = DHandle, unread = []});
+            output_loop(State#state{dhandle = DHandle, unread = [],
+                                    senders = quic_dist_senders:new(Conn)});
         {error, closed} ->
             %% The input handler will not be told, so it can't be what ends us.
             receive
@@ -332,20 +491,31 @@ output_loop(#state{conn = Conn} = State) ->
             ?MODULE:output_loop(output(State));
         {quic_dist, Conn, writable} when State#state.busy ->
             ?MODULE:output_loop(output(State#state{busy = false}));
+        {quic_dist, Conn, {low, Process}} ->
+            Senders = quic_dist_senders:low(Process, State#state.senders),
+            ?MODULE:output_loop(State#state{senders = Senders});
         tick ->
             %% When it fails, `closed' is on its way.
             _ = quic_dist_nif:tick(Conn),
             ?MODULE:output_loop(State);
         {?MODULE, From, Request} ->
             ?MODULE:output_loop(common_call(Request, From, State));
+        {quic_dist, Conn, {moved, From, To}} ->
+            ?MODULE:output_loop(moved(From, To, State));
+        {quic_dist, Conn, {silent, Asked}} ->
+            ?MODULE:output_loop(seek(Asked, State));
+        {'DOWN', _, process, Asking, _}
+          when Asking =:= element(1, State#state.asking) ->
+            ?MODULE:output_loop(State#state{asking = undefined});
         {send, From, Ref, Packet} when is_pid(From), not State#state.busy ->
             %% What OTP's distribution_SUITE asks of a controller that is a
             %% process: a packet of its own making, where a port would take
             %% port_command/2. While the queue is full the caller waits.
-            Result = quic_dist_nif:data_send(Conn, [Packet]),
+            Result = quic_dist_nif:data_send(Conn, [Packet], []),
             From ! {Ref, Result},
             ?MODULE:output_loop(State#state{busy = Result =:= busy});
         {quic_dist, Conn, {closed, Reason}} ->
+            ok = quic_dist_senders:release(State#state.senders),
             quic_dist_log:closed(State#state.node, State#state.peer, Reason),
             _ = erlang:start_timer(?ENDING_MS, self(), ending),
             ?MODULE:ending_loop(State, quic_dist_log:exit_reason(Reason));
@@ -361,42 +531,63 @@ output_loop(#state{conn = Conn} = State) ->
             ?MODULE:output_loop(State)
     end.
 
+%% The node is silent where it is known to be. One asks at a time: discovery may
+%% take its time, which is why this process does not.
+seek(Asked, #state{asking = undefined, conn = Conn, family = Family,
+                   node = Node, peer = Peer} = State) ->
+    {Pid, Monitor} = quic_dist_discovery:seek(Conn, Family, Node, Peer, Asked),
+    State#state{asking = {Pid, Monitor, erlang:monotonic_time(millisecond)}};
+seek(Asked, #state{asking = {Pid, Monitor, Since}} = State) ->
+    case erlang:monotonic_time(millisecond) - Since > ?ASKING_MS of
+        true ->
+            erlang:demonitor(Monitor, [flush]),
+            exit(Pid, kill),
+            seek(Asked, State#state{asking = undefined});
+        false ->
+            State
+    end.
+
 %% One batch, then back to the mailbox, so that ticks and calls get their turn.
 output(#state{busy = true} = State) ->
     State;
-output(#state{conn = Conn, dhandle = DHandle} = State) ->
-    {Rest, Room, Packets} = take(DHandle, ?BATCH_PACKETS, ?BATCH_BYTES, []),
-    case send_packets(Conn, Room, Packets) of
+output(#state{conn = Conn, dhandle = DHandle, senders = Senders} = State) ->
+    {Rest, Room, Packets, Senders1} =
+        take(DHandle, ?BATCH_PACKETS, ?BATCH_BYTES, [], Senders),
+    {Waiting, Senders2} = quic_dist_senders:waiting(Senders1),
+    State1 = State#state{senders = Senders2},
+    case send_packets(Conn, Room, Packets, Waiting) of
         ok when Rest =:= none ->
             erlang:dist_ctrl_get_data_notification(DHandle),
-            State;
+            State1;
         ok ->
             self() ! dist_data,
-            State;
+            State1;
         busy ->
-            State#state{busy = true};
+            State1#state{busy = true,
+                         senders = quic_dist_senders:was_full(Senders2)};
         {error, closed} ->
             %% The `closed' message will end the connection.
-            State#state{busy = true}
+            State1#state{busy = true}
     end.
 
-send_packets(_Conn, _Room, []) ->
+send_packets(_Conn, _Room, [], []) ->
     ok;
-send_packets(Conn, Room, Packets) when Room < -?BATCH_BYTES ->
+send_packets(Conn, Room, Packets, Waiting) when Room < -?BATCH_BYTES ->
     %% The last one is a whole message of any size: it made this node dial.
-    quic_dist_nif:data_send_large(Conn, lists:reverse(Packets));
-send_packets(Conn, _Room, Packets) ->
-    quic_dist_nif:data_send(Conn, lists:reverse(Packets)).
+    quic_dist_nif:data_send_large(Conn, lists:reverse(Packets), Waiting);
+send_packets(Conn, _Room, Packets, Waiting) ->
+    quic_dist_nif:data_send(Conn, lists:reverse(Packets), Waiting).
 
-take(DHandle, Count, Room, Packets) when Count > 0, Room > 0 ->
+take(DHandle, Count, Room, Packets, Senders) when Count > 0, Room > 0 ->
     case erlang:dist_ctrl_get_data(DHandle) of
         {Size, Packet} ->
-            take(DHandle, Count - 1, Room - Size, [Packet | Packets]);
+            take(DHandle, Count - 1, Room - Size, [Packet | Packets],
+                 quic_dist_senders:packet(Packet, Senders));
         none ->
-            {none, Room, Packets}
+            {none, Room, Packets, Senders}
     end;
-take(_DHandle, _Count, Room, Packets) ->
-    {more, Room, Packets}.
+take(_DHandle, _Count, Room, Packets, Senders) ->
+    {more, Room, Packets, Senders}.
 
 %% The input handler gets the same `closed' message, after the last packets
 %% that had arrived, and says when it has handed them to the VM. Our end takes

@@ -8,8 +8,8 @@
 
 -behaviour(gen_server).
 
--export([start_link/1, listen/4, attach/3, dial/1, close/1,
-         listen_port/1, info/1]).
+-export([start_link/1, listen/4, attach/3, dial/2, close/1,
+         listen_port/1, info/1, connected/3]).
 -export([init/1, handle_call/3, handle_cast/2, handle_info/2, terminate/2]).
 
 -export_type([open_error/0]).
@@ -22,20 +22,31 @@
                     | {identity, term()}
                     | no_cookie.
 
-%% How often an open endpoint's identity is compared with the node's cookie:
-%% the bound on how long after erlang:set_cookie/1 an incoming connection may
-%% still be judged by the old one.
+%% How often an open endpoint's identity is compared with what it was made from:
+%% the bound on how long after erlang:set_cookie/1, or after a file was replaced,
+%% an incoming connection may still be judged by the old one.
 -define(COOKIE_CHECK_MS, 1000).
+
+%% An endpoint that has failed is opened again at once, but for one that has
+%% failed less than this ago: who knows how to make it fail costs the node its
+%% connections each time, and no more than that.
+-define(REOPEN_MS, 500).
 
 -record(state, {family :: family(),
                 mode = closed :: closed | dialing | listening,
                 endpoint :: undefined | quic_dist_nif:endpoint(),
+                ip :: undefined | inet:ip_address(),
                 port = 0 :: inet:port_number(),
+                %% when the endpoint failed last, in monotonic milliseconds
+                failed :: undefined | integer(),
                 %% the name we listen as, before node() says it
                 node :: undefined | node(),
                 identity :: undefined | quic_dist_nif:identity(),
-                %% a hash of what the identity was made from, too short to
-                %% guess the cookie from: it would show in a crash report
+                %% how it was made
+                trust :: undefined | quic_dist_trust:trust(),
+                %% the last one that was made from another node's cookie
+                other :: undefined | {non_neg_integer(), quic_dist_nif:identity()},
+                %% a hash of what it was made from
                 made_from :: undefined | non_neg_integer(),
                 acceptor :: undefined | {pid(), reference()},
                 %% incoming connections that no acceptor has taken yet, newest
@@ -65,10 +76,14 @@ listen(Family, Node, Ip, Ports) ->
 attach(Family, Ip, Port) ->
     gen_server:call(name(Family), {attach, self(), Ip, Port}, infinity).
 
-%% @doc The endpoint to dial with, its identity made from the present cookie.
--spec dial(family()) -> {ok, quic_dist_nif:endpoint()} | {error, open_error()}.
-dial(Family) ->
-    gen_server:call(name(Family), dial, infinity).
+%% @doc The endpoint to dial a node with, its identity made from the present
+%% cookie; and another identity, where erlang:set_cookie/2 gave another cookie for
+%% that node: it is of another cluster.
+-spec dial(family(), node()) ->
+          {ok, quic_dist_nif:endpoint(), quic_dist_nif:identity() | nil}
+        | {error, open_error()}.
+dial(Family, Node) ->
+    gen_server:call(name(Family), {dial, Node}, infinity).
 
 %% @doc Closes the endpoint and its connections.
 -spec close(family()) -> ok.
@@ -88,6 +103,12 @@ listen_port(Family) ->
     catch
         exit:{noproc, _} -> none
     end.
+
+%% @doc The calling controller's connection leads to a node that is up.
+-spec connected(family(), node(), quic_dist_nif:connection()) -> ok.
+connected(Family, Node, Conn) ->
+    ok = quic_dist_nodes:enter(Family, Node, Conn),
+    gen_server:cast(name(Family), {connected, self()}).
 
 %% @doc What is known of the endpoint of a family; empty when it is not open.
 -spec info(family()) -> [map()].
@@ -109,6 +130,7 @@ info(Family) ->
 init(Family) ->
     %% terminate/2 closes the endpoint: its thread ends before this process.
     process_flag(trap_exit, true),
+    ok = quic_dist_nodes:new(Family),
     {ok, #state{family = Family}}.
 
 %% @private
@@ -130,28 +152,33 @@ handle_call({attach, Pid, Ip, Port}, _From, State) ->
         {ok, NewState} -> {reply, {ok, self()}, set_acceptor(Pid, NewState)};
         {error, _} = Error -> {reply, Error, Closed}
     end;
-handle_call(dial, _From, #state{mode = closed, family = Family} = State) ->
+handle_call({dial, Node}, _From, #state{mode = closed, family = Family} = State) ->
     {ok, Any} = quic_dist_opts:interface(Family, undefined),
     case open(dialing, Any, {0, 0}, State) of
-        {ok, NewState} -> {reply, {ok, NewState#state.endpoint}, NewState};
+        {ok, NewState} -> dial_as(Node, NewState);
         {error, _} = Error -> {reply, Error, State}
     end;
-handle_call(dial, _From, State) ->
-    NewState = renew_identity(State),
-    {reply, {ok, NewState#state.endpoint}, NewState};
+handle_call({dial, _Node}, _From, #state{endpoint = undefined} = State) ->
+    %% It has failed, and is soon open again.
+    {reply, {error, enetdown}, State};
+handle_call({dial, Node}, _From, State) ->
+    dial_as(Node, renew_identity(State));
 handle_call(close, _From, State) ->
     {reply, ok, shut(State)};
 handle_call(listen_port, _From, #state{mode = listening, port = Port} = State) ->
     {reply, {ok, Port}, State};
 handle_call(listen_port, _From, State) ->
     {reply, none, State};
-handle_call(endpoint, _From, #state{mode = closed} = State) ->
+handle_call(endpoint, _From, #state{endpoint = undefined} = State) ->
     {reply, closed, State};
 handle_call(endpoint, _From, #state{endpoint = Endpoint, mode = Mode} = State) ->
     {reply, {ok, Endpoint, Mode}, State}.
 
 %% @private
 -spec handle_cast(term(), #state{}) -> {noreply, #state{}}.
+handle_cast({connected, Controller}, State) ->
+    _ = erlang:monitor(process, Controller),
+    {noreply, State};
 handle_cast(_Unexpected, State) ->
     {noreply, State}.
 
@@ -172,13 +199,16 @@ handle_info({quic_dist_refused, Endpoint, Peer, Reason}, State) ->
     end;
 handle_info({quic_dist_endpoint_down, Endpoint, Text},
             #state{endpoint = Endpoint} = State) ->
-    %% The supervisor starts another server; the acceptor attaches to it, and
-    %% the endpoint is opened again where it was.
-    quic_dist_log:log(error, "quic_dist: the event thread has ended: ~ts",
-                      [Text]),
-    {stop, {event_thread, Text}, State};
+    quic_dist_log:log(critical, "quic_dist: the event thread has ended, and "
+                      "with it all connections: ~ts", [Text]),
+    {noreply, failed(State)};
+handle_info(reopen, State) ->
+    {noreply, reopen(State)};
 handle_info({quic_dist_log, Level, Text}, State) ->
     quic_dist_log:engine(Level, Text),
+    {noreply, State};
+handle_info(forget, State) ->
+    true = erlang:garbage_collect(),
     {noreply, State};
 handle_info({check_cookie, Endpoint}, #state{endpoint = Endpoint} = State) ->
     check_cookie_later(Endpoint),
@@ -186,6 +216,10 @@ handle_info({check_cookie, Endpoint}, #state{endpoint = Endpoint} = State) ->
 handle_info({'DOWN', Monitor, process, Pid, _},
             #state{acceptor = {Pid, Monitor}} = State) ->
     {noreply, State#state{acceptor = undefined}};
+handle_info({'DOWN', _, process, Controller, _},
+            #state{family = Family} = State) ->
+    ok = quic_dist_nodes:leave(Family, Controller),
+    {noreply, State};
 handle_info(_Unexpected, State) ->
     {noreply, State}.
 
@@ -227,7 +261,8 @@ bind({First, Last}, Opts, #state{identity = Identity} = State) ->
     case quic_dist_nif:endpoint_open(self(), Identity, Opts#{port => First}) of
         {ok, Endpoint, Port} ->
             check_cookie_later(Endpoint),
-            {ok, State#state{endpoint = Endpoint, port = Port}};
+            {ok, State#state{endpoint = Endpoint, ip = maps:get(ip, Opts),
+                             port = Port}};
         {error, eaddrinuse} ->
             bind({First + 1, Last}, Opts, State);
         {error, _} = Error ->
@@ -235,10 +270,42 @@ bind({First, Last}, Opts, #state{identity = Identity} = State) ->
     end.
 
 shut(#state{endpoint = undefined} = State) ->
-    State;
+    State#state{mode = closed};
 shut(#state{endpoint = Endpoint} = State) ->
     ok = quic_dist_nif:endpoint_close(Endpoint),
     State#state{mode = closed, endpoint = undefined, port = 0, waiting = []}.
+
+%% The thread has ended; what it held is freed, the port among it. EPMD goes on
+%% leading to that port, and the acceptor is still there.
+failed(#state{mode = Mode, port = Port, failed = Before} = State) ->
+    Now = erlang:monotonic_time(millisecond),
+    Shut = shut(State),
+    Failed = Shut#state{mode = Mode, port = Port, failed = Now},
+    case is_integer(Before) andalso Now - Before < ?REOPEN_MS of
+        true -> reopen_later(Failed);
+        false -> reopen(Failed)
+    end.
+
+reopen_later(State) ->
+    _ = erlang:send_after(?REOPEN_MS, self(), reopen),
+    State.
+
+%% Opens the endpoint where it was. It may have been closed or opened meanwhile.
+reopen(#state{mode = Mode, endpoint = undefined, ip = Ip, port = Port} = State)
+  when Mode =/= closed ->
+    case open(Mode, Ip, {Port, Port}, State) of
+        {ok, Open} ->
+            quic_dist_log:log(notice, "quic_dist: listening on ~ts again",
+                              [quic_dist_log:peer({Ip, Port})]),
+            Open;
+        {error, Reason} ->
+            quic_dist_log:log(error, "quic_dist: cannot listen on ~ts again: "
+                              "~ts", [quic_dist_log:peer({Ip, Port}),
+                                      quic_dist_log:reason(Reason)]),
+            reopen_later(State)
+    end;
+reopen(State) ->
+    State.
 
 %%% Incoming connections
 
@@ -267,46 +334,105 @@ check_cookie_later(Endpoint) ->
     _ = erlang:send_after(?COOKIE_CHECK_MS, self(), {check_cookie, Endpoint}),
     ok.
 
-renew_identity(#state{identity = Old} = State) ->
+renew_identity(#state{identity = Old, endpoint = Endpoint} = State) ->
     case make_identity(State) of
         {ok, #state{identity = Old} = NewState} ->
             NewState;
-        {ok, #state{identity = New, endpoint = Endpoint} = NewState} ->
+        {ok, #state{identity = New} = NewState} ->
             ok = quic_dist_nif:endpoint_set_identity(Endpoint, New),
+            quic_dist_log:log(notice, "quic_dist: new connections use a new "
+                              "identity", []),
             NewState;
         {error, no_cookie} ->
             State;
         {error, Reason} ->
-            quic_dist_log:log(error, "quic_dist: cannot use the new cookie: ~ts",
+            %% The old one still serves; once more when something changes.
+            quic_dist_log:log(error, "quic_dist: the identity cannot be renewed "
+                              "and stays as it is: ~ts",
                               [quic_dist_log:reason(Reason)]),
-            State
+            State#state{made_from = made_from(State)}
     end.
 
 %% Leaves the identity as it is when nothing that it was made from has changed.
-make_identity(#state{node = ListenNode, made_from = Before} = State) ->
-    Name = case node() of
-               nonode@nohost when ListenNode =:= undefined -> <<>>;
-               nonode@nohost -> atom_to_binary(ListenNode);
-               Node -> atom_to_binary(Node)
-           end,
-    case cookie(ListenNode) of
-        {ok, Cookie} ->
-            case erlang:phash2({Cookie, Name}) of
-                Before -> {ok, State};
-                Now -> make_identity(Cookie, Name, State#state{made_from = Now})
+make_identity(#state{made_from = Before} = State) ->
+    case made_from(State) of
+        Before -> {ok, State};
+        undefined -> {error, no_cookie};
+        _ -> new_identity(State)
+    end.
+
+new_identity(#state{node = ListenNode} = State) ->
+    case quic_dist_trust:read() of
+        {ok, Trust} ->
+            Cookie = fun() -> cookie(ListenNode) end,
+            case quic_dist_trust:identity(Trust, Cookie, own_name(State)) of
+                {ok, Identity, Warnings} ->
+                    lists:foreach(
+                      fun(Warning) ->
+                              quic_dist_log:log(warning, "quic_dist: ~ts",
+                                                [Warning])
+                      end, Warnings),
+                    %% Of which files it was made is known only now. Passwords go:
+                    %% a crash dump shows what a process has, garbage as well.
+                    NewState = State#state{identity = Identity,
+                                           trust = quic_dist_trust:forget(Trust)},
+                    self() ! forget,
+                    {ok, NewState#state{made_from = made_from(NewState)}};
+                {error, Reason} ->
+                    {error, Reason}
             end;
         {error, _} = Error ->
             Error
     end.
 
-make_identity(Cookie, Name, State) ->
-    Cookie =:= <<"nocookie">> andalso
-        quic_dist_log:log(warning, "quic_dist: the cookie is 'nocookie': "
-                          "anybody who reaches this node can join it", []),
-    case quic_dist_nif:identity_new(Cookie, Name) of
-        {ok, Identity} -> {ok, State#state{identity = Identity}};
-        {error, Reason} -> {error, {identity, Reason}}
+%% A hash of it, too short to guess the cookie from: it would show in a crash
+%% report.
+made_from(#state{trust = undefined} = State) ->
+    erlang:phash2({first, own_name(State)});
+made_from(#state{trust = #{by := cookie} = Trust, node = ListenNode} = State) ->
+    case cookie(ListenNode) of
+        {ok, Cookie} ->
+            erlang:phash2({Cookie, own_name(State),
+                           quic_dist_trust:stamp(Trust)});
+        {error, no_cookie} ->
+            undefined
+    end;
+made_from(#state{trust = Trust} = State) ->
+    erlang:phash2({own_name(State), quic_dist_trust:stamp(Trust)}).
+
+own_name(#state{node = ListenNode}) ->
+    case node() of
+        nonode@nohost when ListenNode =:= undefined -> <<>>;
+        nonode@nohost -> atom_to_binary(ListenNode);
+        Node -> atom_to_binary(Node)
     end.
+
+%% Another cluster's cookie, for one node. What was made of it last is kept: it
+%% takes 0.2 s.
+dial_as(Node, #state{endpoint = Endpoint, trust = #{by := cookie} = Trust,
+                     other = Other} = State) ->
+    case {cookie(State#state.node), cookie(Node)} of
+        {{ok, Own}, {ok, Cookie}} when Cookie =/= Own ->
+            Name = own_name(State),
+            From = erlang:phash2({Cookie, Name}),
+            case Other of
+                {From, Identity} ->
+                    {reply, {ok, Endpoint, Identity}, State};
+                _ ->
+                    case quic_dist_trust:identity(
+                           Trust, fun() -> {ok, Cookie} end, Name) of
+                        {ok, Identity, _} ->
+                            {reply, {ok, Endpoint, Identity},
+                             State#state{other = {From, Identity}}};
+                        {error, _} = Error ->
+                            {reply, Error, State}
+                    end
+            end;
+        _ ->
+            {reply, {ok, Endpoint, nil}, State}
+    end;
+dial_as(_Node, #state{endpoint = Endpoint} = State) ->
+    {reply, {ok, Endpoint, nil}, State}.
 
 %% Asked for by name, because net_kernel gives the node its own entry of
 %% `-setcookie Node Cookie' only after listen. auth is gone before us when the

@@ -1,14 +1,10 @@
 %% @doc The input handler of one connection: hands distribution packets from
-%% the engine to the VM, in order, and gives the receive budget back.
+%% the engine to the VM, in order.
 -module(quic_dist_input).
 
 -export([start_link/2]).
--export([init/3, loop/4]).
+-export([init/3, loop/3]).
 
-
-%% Bytes after which the receive budget gets them back: a small part of the least
-%% that receive_budget may be (64 KiB), so that reading never stops for their lack.
--define(GIVE_BACK, 16384).
 %% How long to wait for the process that knows the true reason to end us.
 -define(DEATH_ROW_MS, 5000).
 
@@ -24,26 +20,33 @@ start_link(Conn, DHandle) ->
 -spec init(pid(), quic_dist_nif:connection(), erlang:dist_handle()) ->
           no_return().
 init(Controller, Conn, DHandle) ->
-    loop(Controller, Conn, DHandle, 0).
+    loop(Controller, Conn, DHandle).
 
-%% `Taken' bytes were handed to the VM and not yet given back to the budget.
 %% @private
--spec loop(pid(), quic_dist_nif:connection(), erlang:dist_handle(),
-           non_neg_integer()) -> no_return().
-loop(Controller, Conn, DHandle, Taken) when Taken >= ?GIVE_BACK ->
-    ok = quic_dist_nif:consumed(Conn, Taken),
-    loop(Controller, Conn, DHandle, 0);
-loop(Controller, Conn, DHandle, Taken) ->
+-spec loop(pid(), quic_dist_nif:connection(), erlang:dist_handle()) ->
+          no_return().
+loop(Controller, Conn, DHandle) ->
     receive
-        {quic_dist_packets, Packets, Bytes} ->
+        {quic_dist_packets, Packets} ->
             put_packets(DHandle, Packets),
-            ?MODULE:loop(Controller, Conn, DHandle, Taken + Bytes);
+            take(Conn, DHandle),
+            ?MODULE:loop(Controller, Conn, DHandle);
         {quic_dist, Conn, {closed, _Reason}} ->
             %% The last message: all that had arrived has been delivered.
             Controller ! {?MODULE, drained},
             death_row();
         _Unexpected ->
-            ?MODULE:loop(Controller, Conn, DHandle, Taken)
+            ?MODULE:loop(Controller, Conn, DHandle)
+    end.
+
+%% Each call but the first also says that the packets before are with the VM.
+take(Conn, DHandle) ->
+    case quic_dist_nif:data_take(Conn) of
+        [] ->
+            ok;
+        Packets ->
+            put_packets(DHandle, Packets),
+            take(Conn, DHandle)
     end.
 
 put_packets(DHandle, [Packet | Packets]) ->

@@ -2,13 +2,13 @@
 %% `net_kernel' (exit reasons).
 -module(quic_dist_log).
 
--export([log/3, engine/2, refused/2, not_shaken/2, closed/3, exit_reason/1,
+-export([log/3, engine/2, unverified/2, refused/2, not_shaken/2, moved/3,
+         sought/3, closed/3, exit_reason/1,
          peer/1,
          reason/1]).
 
 %% The peer's code for: its endpoint closes, as its node stops (src/close.rs).
 -define(GOING_AWAY, 3).
--define(BAD_PACKET, 5).
 %% RFC 9000, section 20.1: an end that came before the handshake was complete.
 -define(APPLICATION_ERROR, 16#c).
 
@@ -30,6 +30,12 @@ engine_level(warning) -> warning;
 engine_level(notice) -> notice;
 engine_level(info) -> info;
 engine_level(_) -> debug.
+
+%% @doc Says that a peer could be anybody.
+-spec unverified(Node :: binary(), quic_dist_nif:peer()) -> ok.
+unverified(Node, Peer) ->
+    log(warning, "quic_dist: verify_none: who says that it is ~ts, at ~ts, is "
+        "not verified", [text(Node), peer(Peer)]).
 
 %% @doc Says that an incoming connection did not come about. Quiet where the
 %% peer gave up, as one of two nodes that dial each other does.
@@ -57,6 +63,21 @@ not_shaken_reason(shutdown) ->
 not_shaken_reason(Reason) ->
     reason(Reason).
 
+%% @doc Says that an address of a connection has changed: this node's, the
+%% peer's, or both.
+-spec moved(node() | undefined, quic_dist_nif:path(), quic_dist_nif:path()) ->
+          ok.
+moved(Node, {OldLocal, OldPeer}, {Local, Peer}) ->
+    log(notice, "quic_dist: connection with ~ts goes on from ~ts to ~ts, "
+        "before from ~ts to ~ts",
+        [name(Node), peer(Local), peer(Peer), peer(OldLocal), peer(OldPeer)]).
+
+%% @doc Says that a silent node is looked for where discovery says it is.
+-spec sought(node(), quic_dist_nif:peer(), quic_dist_nif:peer()) -> ok.
+sought(Node, Peer, Said) ->
+    log(notice, "quic_dist: nothing is heard from ~ts at ~ts: it is looked for "
+        "at ~ts", [name(Node), peer(Peer), peer(Said)]).
+
 %% @doc Says that a connection has ended. Quiet (level info) where the peer
 %% or this node simply went away, as `inet_tcp' is.
 -spec closed(node() | undefined, quic_dist_nif:peer(),
@@ -78,7 +99,6 @@ level(handshake_timeout) -> notice;
 level({transport_error, ?APPLICATION_ERROR, _}) -> info;
 level({io, econnrefused}) -> notice;
 level({protocol_error, _}) -> error;
-level({bad_packet, _}) -> error;
 level(_) -> warning.
 
 %% @doc The exit reason, hence the reason of `nodedown', for a connection that
@@ -86,9 +106,6 @@ level(_) -> warning.
 -spec exit_reason(quic_dist_nif:close_reason()) -> term().
 exit_reason({peer_closed, 0, _}) -> connection_closed;
 exit_reason({peer_closed, ?GOING_AWAY, _}) -> connection_closed;
-exit_reason({peer_closed, ?BAD_PACKET, _}) -> connection_closed;
-%% What the VM does to a controller whose peer sends what it cannot take.
-exit_reason({bad_packet, _}) -> killed;
 exit_reason({local_closed, _}) -> connection_closed;
 exit_reason(owner_down) -> connection_closed;
 exit_reason(Reason) -> Reason.
@@ -118,14 +135,14 @@ reason({tls, Text}) ->
     ["TLS: ", text(Text)];
 reason({protocol_error, Text}) ->
     ["protocol error: ", text(Text)];
-reason({bad_packet, Text}) ->
-    ["bad distribution packet: ", text(Text)];
 reason({transport_error, Code, Text}) ->
     io_lib:format("QUIC transport error ~b (~ts)", [Code, text(Text)]);
 reason(owner_down) ->
     "its process has ended";
 reason(endpoint_closed) ->
     "the UDP endpoint was closed";
+reason(endpoint_failed) ->
+    "this node's UDP endpoint has failed";
 reason({io, Posix}) ->
     ["UDP socket: ", posix(Posix)];
 reason({nif_not_loaded, Path, Text}) ->

@@ -5,8 +5,7 @@
 %% been loaded yet.
 -module(quic_dist_opts).
 
--export([limits/0, limits/2, ports/0, ports/2, interface/1, interface/2,
-         data_streams/0]).
+-export([limits/0, limits/2, ports/0, ports/2, interface/1, interface/2]).
 
 -export_type([limits/0, bad_option/0, family/0]).
 
@@ -20,11 +19,19 @@
                     receive_budget := pos_integer(),
                     stream_window := pos_integer(),
                     connection_window := pos_integer(),
+                    user_streams := non_neg_integer(),
+                    user_stream_window := pos_integer(),
+                    user_stream_queue := pos_integer(),
+                    datagram_queue := pos_integer(),
                     max_frame := pos_integer(),
                     max_connections := pos_integer(),
                     max_half_open := pos_integer(),
+                    retry_threshold := non_neg_integer(),
+                    max_half_open_per_address := pos_integer(),
                     handshake_timeout := pos_integer(),
-                    idle_timeout := non_neg_integer()}.
+                    session_lifetime := 0..172800,
+                    idle_timeout := non_neg_integer(),
+                    busy_wait := 0..1000}.
 
 -define(MAX_BYTES, 16#7fffffff).
 
@@ -41,12 +48,14 @@ limits(Env, SetupTime) ->
     try
         lists:foreach(fun({Name, Value}) ->
                               lists:keymember(Name, 1, Known)
+                                  orelse lists:member(Name, quic_dist_trust:names())
                                   orelse throw({bad_option, Name, Value})
                       end, Env),
         Limits = maps:from_list([{Name, value(Name, Range, Default, Env)}
                                  || {Name, Range, Default} <- Known]),
         ok = ordered(send_queue_low, send_queue_high, Limits),
         ok = ordered(stream_window, connection_window, Limits),
+        ok = ordered(user_stream_window, stream_window, Limits),
         ok = ordered(max_half_open, max_connections, Limits),
         {ok, Limits}
     catch
@@ -98,14 +107,6 @@ interface(Family, {ok, Ip}) ->
         false -> {error, {bad_option, inet_dist_use_interface, Ip}}
     end.
 
-%% @doc How many streams carry the distribution data that this node sends. One:
-%% a total order, as on TCP. The options have been checked when the endpoint
-%% was opened, so what does not fit here can't be in use.
--spec data_streams() -> 1..16.
-data_streams() ->
-    {ok, #{data_streams := Streams}} = limits(),
-    Streams.
-
 %%% Internal
 
 %% Loading makes the environment visible that -config and the command line
@@ -122,16 +123,24 @@ table(SetupTime) ->
     [{max_udp_payload, {1200, 16383}, 16000},
      {path_mtu_discovery, boolean, true},
      {data_streams, {1, 16}, 4},
-     {send_queue_high, {65536, ?MAX_BYTES}, 2097152},
+     {send_queue_high, {65536, ?MAX_BYTES}, 4194304},
      {send_queue_low, {0, ?MAX_BYTES}, 524288},
      {receive_budget, {65536, ?MAX_BYTES}, 1048576},
      {stream_window, {65536, ?MAX_BYTES}, 8388608},
      {connection_window, {65536, ?MAX_BYTES}, 16777216},
+     {user_streams, {0, 65536}, 1024},
+     {user_stream_window, {16384, ?MAX_BYTES}, 262144},
+     {user_stream_queue, {16384, ?MAX_BYTES}, 262144},
+     {datagram_queue, {1, 65536}, 128},
      {max_frame, {131072, ?MAX_BYTES}, 1073741824},
      {max_connections, {1, 1000000}, 4096},
      {max_half_open, {1, 1000000}, 256},
+     {retry_threshold, {0, 1000000}, 16},
+     {max_half_open_per_address, {1, 1000000}, 64},
      {handshake_timeout, {1, 600000}, SetupTime},
-     {idle_timeout, {0, 86400000}, 0}].
+     {session_lifetime, {0, 172800}, 86400},
+     {idle_timeout, {0, 86400000}, 0},
+     {busy_wait, {0, 1000}, 100}].
 
 value(Name, Range, Default, Env) ->
     Value = proplists:get_value(Name, Env, Default),

@@ -42,6 +42,7 @@ const FLAGS: u64 = 0x4 // extended references
     | 0x200 // export pointers
     | 0x400 // bit strings
     | 0x800 // new floats
+    | 0x2000 // the atom cache
     | 0x1_0000 // UTF-8 atoms
     | 0x2_0000 // maps
     | 0x4_0000 // big creation

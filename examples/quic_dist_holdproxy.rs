@@ -3,8 +3,8 @@
 //! same id, some streams later than others.
 //!
 //! ```text
-//! quic_dist_holdproxy --listen 127.0.0.1:0 --to 127.0.0.1:PORT [--hold STREAM:MS]... [--rotate MS]
-//!                     [--streams N] [--random SEED:MAXMS]
+//! quic_dist_holdproxy --listen 127.0.0.1:0 --to 127.0.0.1:PORT --dialling A@HOST --dialled B@HOST
+//!                     [--hold STREAM:MS]... [--rotate MS] [--streams N] [--random SEED:MAXMS]
 //! ```
 //!
 //! * The cookie is in the environment variable `HOLDPROXY_COOKIE`.
@@ -241,14 +241,14 @@ impl Side {
 }
 
 fn run() -> Result<(), Failure> {
-    let (listen, to, mut plan) = arguments()?;
+    let (listen, to, [dialling, dialled], mut plan) = arguments()?;
     let cookie = std::env::var("HOLDPROXY_COOKIE")?;
-    let identity = NodeIdentity::mint(
-        &CookieAuthority::derive(cookie.as_bytes())?,
-        "holdproxy@127.0.0.1",
-    )?;
-    let mut server = config(identity.server_context()?, CLIENT_STREAMS)?;
-    let mut client = config(identity.client_context()?, SERVER_STREAMS)?;
+    // Each node meets the other's name: who knows the cookie can sign any.
+    let authority = CookieAuthority::derive(cookie.as_bytes())?;
+    let as_dialled = NodeIdentity::mint(&authority, &dialled)?;
+    let as_dialling = NodeIdentity::mint(&authority, &dialling)?;
+    let mut server = config(as_dialled.server_context()?, CLIENT_STREAMS)?;
+    let mut client = config(as_dialling.client_context()?, SERVER_STREAMS)?;
 
     let mut poll = Poll::new()?;
     let mut near = Side::open(listen, &poll, Token(0))?;
@@ -350,9 +350,10 @@ fn random_id() -> Result<quiche::ConnectionId<'static>, Failure> {
     Ok(quiche::ConnectionId::from_vec(id))
 }
 
-fn arguments() -> Result<(SocketAddr, SocketAddr, Plan), Failure> {
+fn arguments() -> Result<(SocketAddr, SocketAddr, [String; 2], Plan), Failure> {
     let mut listen = None;
     let mut to = None;
+    let mut names = [String::new(), String::new()];
     let mut plan = Plan {
         started: Instant::now(),
         hold: HashMap::new(),
@@ -372,6 +373,8 @@ fn arguments() -> Result<(SocketAddr, SocketAddr, Plan), Failure> {
         match name.as_str() {
             "--listen" => listen = Some(value.parse()?),
             "--to" => to = Some(value.parse()?),
+            "--dialling" => names[0] = value,
+            "--dialled" => names[1] = value,
             "--hold" => plan.hold.extend([pair(&value)?]),
             "--rotate" => plan.rotate = Some(Duration::from_millis(value.parse::<u64>()?.max(1))),
             "--streams" => plan.streams = value.parse::<u64>()?.max(1),
@@ -382,6 +385,7 @@ fn arguments() -> Result<(SocketAddr, SocketAddr, Plan), Failure> {
     Ok((
         listen.ok_or("--listen is missing")?,
         to.ok_or("--to is missing")?,
+        names,
         plan,
     ))
 }

@@ -17,8 +17,8 @@ pub mod code {
     pub const GOING_AWAY: u64 = 0x3;
     /// A limit of ours was reached.
     pub const LIMIT: u64 = 0x4;
-    /// A distribution packet that no VM can take.
-    pub const BAD_PACKET: u64 = 0x5;
+    /// The endpoint has failed.
+    pub const INTERNAL: u64 = 0x5;
 }
 
 /// Why a connection ended. Every connection ends with exactly one of these.
@@ -47,14 +47,16 @@ pub enum CloseReason {
         /// The TLS alert (RFC 8446, section 6).
         alert: u8,
     },
+    /// We refused the peer's certificate, and can say what is wrong with it.
+    Certificate {
+        /// As above.
+        alert: u8,
+        /// What is wrong: the date, or the name.
+        text: String,
+    },
     /// The peer broke the rules of `docs/protocol.md`.
     Protocol {
         /// Which rule.
-        text: String,
-    },
-    /// The peer sent a distribution packet that would crash the VM.
-    BadPacket {
-        /// What is wrong with it.
         text: String,
     },
     /// A QUIC transport error (RFC 9000, section 20.1).
@@ -70,6 +72,8 @@ pub enum CloseReason {
     OwnerDown,
     /// The endpoint was closed.
     EndpointClosed,
+    /// The event thread has failed: a bug of ours. The log has the rest.
+    Internal,
     /// The operating system says that nobody is there (ICMP port unreachable, confirmed by
     /// silence), or the socket failed.
     Io(io::ErrorKind),
@@ -123,13 +127,17 @@ fn alert_text(alert: u8, by_us: bool) -> &'static str {
     match (alert, by_us) {
         (42 | 43 | 46 | 51, true) => "the peer's certificate is bad",
         (42 | 43 | 46 | 51, false) => "the peer calls our certificate bad",
+        (44, true) => "the peer's certificate has been revoked",
+        (44, false) => "the peer says that our certificate has been revoked",
         (45, true) => "the peer's certificate has expired or is not valid yet",
         (45, false) => "the peer says that our certificate has expired or is not valid yet",
         (48, true) => {
-            "the peer's certificate is not from our authority: its cookie differs from ours"
+            "the peer's certificate is not from our authority: its cookie differs from ours, or it has \
+             another authority"
         }
         (48, false) => {
-            "our certificate is not from the peer's authority: our cookie differs from its"
+            "our certificate is not from the peer's authority: our cookie differs from its, or it \
+             trusts another authority"
         }
         (116, true) => "the peer showed no certificate",
         (116, false) => "the peer wants a certificate of us",
@@ -156,8 +164,8 @@ impl fmt::Display for CloseReason {
             CloseReason::Tls { by_us, alert } => {
                 write!(f, "{} (TLS alert {alert})", alert_text(*alert, *by_us))
             }
+            CloseReason::Certificate { alert, text } => write!(f, "{text} (TLS alert {alert})"),
             CloseReason::Protocol { text } => write!(f, "the peer broke the protocol: {text}"),
-            CloseReason::BadPacket { text } => write!(f, "a bad distribution packet: {text}"),
             CloseReason::Transport { by_us, code, text } => write!(
                 f,
                 "QUIC transport error {code:#x}{}{}{text}",
@@ -170,6 +178,7 @@ impl fmt::Display for CloseReason {
             ),
             CloseReason::OwnerDown => write!(f, "the process that owned the connection is gone"),
             CloseReason::EndpointClosed => write!(f, "this node's endpoint was closed"),
+            CloseReason::Internal => write!(f, "this node's endpoint has failed"),
             CloseReason::Io(kind) => write!(f, "the network says: {kind}"),
         }
     }

@@ -13,7 +13,7 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use parking_lot::Mutex;
 
 use crate::config::Limits;
-use crate::connection::Transmit;
+use crate::connection::{Network, Transmit};
 use crate::driver::Driver;
 use crate::event::Events;
 use crate::handle::{Command, Commands, ConnectionCommand, Handle, Id, SendError, Shared};
@@ -81,6 +81,8 @@ pub struct Counters {
     pub dropped_strays: AtomicU64,
     /// Initials that came while a limit on connections was reached.
     pub dropped_limit: AtomicU64,
+    /// Initials that were answered with Retry.
+    pub retries: AtomicU64,
     /// Trains that the system did not take, for another reason than a full buffer.
     pub send_errors: AtomicU64,
 }
@@ -92,6 +94,9 @@ pub(crate) enum EndpointCommand<E: Events> {
         id: Id,
         shared: Arc<Shared>,
         to: SocketAddr,
+        node: Option<String>,
+        /// Another than the endpoint's.
+        identity: Option<Arc<NodeIdentity>>,
         peer: E::Peer,
     },
     SetIdentity(Arc<NodeIdentity>),
@@ -128,7 +133,7 @@ impl<E: Events> CommandSender<E> {
         (Arc::new(sender), receiver)
     }
 
-    fn send(&self, command: Command<EndpointCommand<E>>) {
+    fn command(&self, command: Command<EndpointCommand<E>>) {
         if self.commands.send(command).is_err() {
             // The thread is gone, and has told every connection.
             return;
@@ -150,9 +155,11 @@ impl<E: Events> CommandSender<E> {
 
 impl<E: Events> Commands for CommandSender<E> {
     fn connection(&self, id: Id, command: ConnectionCommand) {
-        CommandSender::send(self, Command::Connection(id, command));
+        self.command(Command::Connection(id, command));
     }
+}
 
+impl<E: Events> Network for CommandSender<E> {
     fn max_segments(&self) -> usize {
         self.socket.upgrade().map_or(1, |s| s.max_segments())
     }
@@ -241,17 +248,31 @@ impl<E: Events> Endpoint<E> {
         &self.counters
     }
 
-    /// Dials. `peer` makes what the receiver of events knows the connection by.
+    /// Dials. With a name, the peer's certificate has to be that node's, and TLS sessions with it are
+    /// kept and resumed. `peer` makes what the receiver of events knows the connection by.
     pub fn connect(
         &self,
         to: SocketAddr,
+        node: Option<&str>,
+        peer: impl FnOnce(&Handle) -> E::Peer,
+    ) -> Result<Handle, SendError> {
+        self.connect_as(None, to, node, peer)
+    }
+
+    /// The same with an identity for this connection alone, which keeps no sessions: that of a cluster
+    /// that this node does not belong to.
+    pub fn connect_as(
+        &self,
+        identity: Option<Arc<NodeIdentity>>,
+        to: SocketAddr,
+        node: Option<&str>,
         peer: impl FnOnce(&Handle) -> E::Peer,
     ) -> Result<Handle, SendError> {
         if self.is_closed() {
             return Err(SendError::Closed);
         }
         let id = Id(self.ids.fetch_add(1, Ordering::Relaxed));
-        let shared = Shared::new(&self.limits);
+        let shared = Shared::new(Role::Client, &self.limits);
         let handle = Handle::new(id, Role::Client, shared.clone(), self.commands.clone());
         let peer = peer(&handle);
         self.endpoint(EndpointCommand::Connect {
@@ -259,6 +280,8 @@ impl<E: Events> Endpoint<E> {
             id,
             shared,
             to,
+            node: node.map(str::to_owned),
+            identity,
             peer,
         });
         Ok(handle)
@@ -297,7 +320,7 @@ impl<E: Events> Endpoint<E> {
     }
 
     fn endpoint(&self, command: EndpointCommand<E>) {
-        self.commands.send(Command::Endpoint(command));
+        self.commands.command(Command::Endpoint(command));
     }
 }
 

@@ -2,12 +2,14 @@
 
 use std::net::SocketAddr;
 
+use bytes::Bytes;
+
 use crate::close::CloseReason;
+use crate::connection::Path;
 use crate::frame::Frames;
 use crate::handle::Handle;
-
-/// Packets of one data stream, in the order of that stream.
-pub type Packets = Frames;
+use crate::packets::{self, Allocate, Packets};
+use crate::term::Process;
 
 /// What happens to a connection.
 #[derive(Debug)]
@@ -16,13 +18,53 @@ pub enum Event {
     Connected,
     /// Packets of the control stream (never ticks).
     Control(Frames),
-    /// Packets of a data stream. They count as unconsumed until [`Handle::consumed`] gives their
-    /// bytes ([`Packets`]' whole length, prefixes included) back.
+    /// Packets of the data streams. They count as unconsumed until [`Handle::consumed`] gives their
+    /// bytes ([`Packets::len`]) back.
     Data(Packets),
     /// The send queue is at its low mark, after [`crate::SendStatus::Busy`].
     Writable,
-    /// The connection has ended. Nothing comes after it.
+    /// The stream of a process has little to send ([`crate::Batch::tell_when_low`]).
+    Low(Process),
+    /// Something happened to a stream of the application's.
+    Stream(u64, StreamEvent),
+    /// Datagrams of the application's.
+    Datagrams(Vec<Vec<u8>>),
+    /// The connection's packets go another way from now on: an address has changed.
+    Moved {
+        /// The way before.
+        from: Path,
+        /// The way now.
+        to: Path,
+    },
+    /// Nothing is heard from a peer that we dialled, though something was asked: discovery may know where
+    /// it is ([`Handle::seek`]).
+    Silent {
+        /// How often this was told before, since something was heard.
+        asked: u32,
+    },
+    /// The connection has ended, and with it all its streams. Nothing comes after it.
     Closed(CloseReason),
+}
+
+/// What happens to a stream of the application's.
+#[derive(Debug)]
+pub enum StreamEvent {
+    /// The peer has opened it.
+    Incoming,
+    /// Data, and whether it is the last; once for each demand. Nothing more is read of the stream
+    /// until [`Handle::stream_delivered`] or [`Handle::put_back_stream`].
+    Data {
+        /// What has come.
+        bytes: Bytes,
+        /// Nothing comes after it.
+        fin: bool,
+    },
+    /// There is room in its queue, after [`crate::streams::Sent::Full`].
+    Room,
+    /// It has been reset, by either side. Nothing comes after it.
+    Reset(u64),
+    /// Both sides have finished. Nothing comes after it.
+    Closed,
 }
 
 /// The receiver of the engine's events. All calls come from the endpoint's event thread, and must
@@ -30,6 +72,9 @@ pub enum Event {
 pub trait Events: Send + 'static {
     /// What the receiver knows a connection by.
     type Peer: Send;
+
+    /// Where large packets are to lie.
+    const ALLOCATE: Allocate = packets::on_heap;
 
     /// A peer that dialled us has completed the TLS handshake, its certificate verified. Its
     /// streams are not read until [`Handle::read_control`].

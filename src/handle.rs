@@ -7,20 +7,22 @@
 //! can deadlock.
 
 use std::cell::RefCell;
-use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::{MappedMutexGuard, Mutex, MutexGuard};
 
+use crate::batch::Batch;
 use crate::config::Limits;
-use crate::connection::{Connection, Sent, Train, Transmit};
+use crate::connection::{Connection, Network, Sent, Train};
 use crate::frame::Prefix;
 use crate::gate::Gate;
+use crate::identity::{PeerCertificate, Verified};
 use crate::layout::Role;
+use crate::streams::Streams;
 
 /// Up to this much is sent by the thread that has it, if nobody works on the connection; above it,
 /// the event thread does it, while the caller goes on with the next. Encrypting this much takes
@@ -41,12 +43,16 @@ pub(crate) struct Shared {
     pub closed: AtomicBool,
     /// Commands on their way to the event thread: nothing may overtake them.
     pub commands: AtomicUsize,
+    /// What the peer has shown; nothing before the handshake is complete.
+    pub certificate: OnceLock<PeerCertificate>,
+    /// The application's own streams.
+    pub streams: Streams,
     /// The connection; none before it was dialled and after its end.
     pub connection: Mutex<Option<Connection>>,
 }
 
 impl Shared {
-    pub fn new(limits: &Limits) -> Arc<Self> {
+    pub fn new(role: Role, limits: &Limits) -> Arc<Self> {
         Arc::new(Shared {
             send: Gate::new(limits.send_queue_high, limits.send_queue_low),
             receive: Gate::new(limits.receive_budget, limits.receive_budget / 2),
@@ -54,6 +60,8 @@ impl Shared {
             packets_sent: AtomicU64::new(0),
             closed: AtomicBool::new(false),
             commands: AtomicUsize::new(0),
+            certificate: OnceLock::new(),
+            streams: Streams::new(role, limits),
             connection: Mutex::new(None),
         })
     }
@@ -76,10 +84,12 @@ pub(crate) enum ConnectionCommand {
     ReadData,
     Resume,
     Control(Vec<u8>),
-    Data(Vec<u8>),
+    Data(Batch),
     Tick,
+    Seek(SocketAddr),
     Info(Sender<ConnectionInfo>),
     Close(Closing),
+    Panic(String),
 }
 
 /// Who ends a connection, and how.
@@ -104,12 +114,8 @@ pub(crate) enum Command<X> {
 pub(crate) struct Id(pub u64);
 
 /// The sending half of an endpoint's commands, without the type of its own commands, and its socket.
-pub(crate) trait Commands: Send + Sync {
+pub(crate) trait Commands: Network + Send + Sync {
     fn connection(&self, id: Id, command: ConnectionCommand);
-    /// The packets that one train may have.
-    fn max_segments(&self) -> usize;
-    /// Sends a train. `WouldBlock`: the system has no room for it; any other error: it is lost.
-    fn send(&self, bytes: &[u8], transmit: &Transmit) -> io::Result<()>;
 }
 
 thread_local! {
@@ -171,6 +177,10 @@ pub struct ConnectionInfo {
     pub cipher: String,
     /// The name in the peer's certificate, if it has one.
     pub peer_name: Option<String>,
+    /// How the peer's certificate was verified.
+    pub verified: Verified,
+    /// The handshake resumed a TLS session.
+    pub resumed: bool,
     /// The size of the largest packets sent now, in bytes.
     pub mtu: usize,
     /// Smoothed round-trip time.
@@ -201,6 +211,17 @@ pub struct ConnectionInfo {
     pub streams_out: usize,
     /// Data streams that the peer writes, once it has said so.
     pub streams_in: Option<usize>,
+    /// The longest datagram of the application's, in bytes.
+    pub datagram_size: usize,
+    /// Datagrams of the application's: sent, received, taken for lost on the way, and lost because
+    /// there were too many for a queue.
+    pub datagrams_sent: u64,
+    /// See `datagrams_sent`.
+    pub datagrams_received: u64,
+    /// See `datagrams_sent`.
+    pub datagrams_lost: u64,
+    /// See `datagrams_sent`.
+    pub datagrams_dropped: u64,
 }
 
 impl Handle {
@@ -250,6 +271,12 @@ impl Handle {
         self.commands.connection(self.id, command);
     }
 
+    /// What the peer's certificate says; `None` before the handshake is complete, and of a peer that
+    /// is not verified.
+    pub fn certificate(&self) -> Option<&PeerCertificate> {
+        self.shared.certificate.get()
+    }
+
     /// Starts the reading of the control stream: until now nobody was there to receive it.
     pub fn read_control(&self) -> Result<(), SendError> {
         self.command(ConnectionCommand::ReadControl)
@@ -270,21 +297,21 @@ impl Handle {
         self.command(ConnectionCommand::Control(framed))
     }
 
-    /// Sends packets on the data stream. `framed` is whole packets, each behind its
-    /// [`Prefix::Data`]: the caller frames them while it copies them out of the BEAM, so that they
-    /// are copied once.
-    pub fn send_data(&self, framed: Vec<u8>) -> Result<SendStatus, SendError> {
+    /// Sends packets on the data streams: the caller frames them while it takes them out of the
+    /// BEAM, so that they are copied once at most.
+    pub fn send_data(&self, batch: Batch) -> Result<SendStatus, SendError> {
         if self.is_closed() {
             return Err(SendError::Closed);
         }
-        self.shared.send.add(framed.len());
-        let quiet = (framed.len() <= AT_ONCE)
+        let length = batch.len();
+        self.shared.send.add(length);
+        let quiet = (length <= AT_ONCE)
             .then(|| self.shared.at_once())
             .flatten()
             .filter(|connection| connection.is_quiet());
         match quiet {
-            Some(connection) => self.send_at_once(connection, framed),
-            None => self.command(ConnectionCommand::Data(framed))?,
+            Some(connection) => self.send_at_once(connection, batch),
+            None => self.command(ConnectionCommand::Data(batch))?,
         }
         Ok(if self.shared.send.must_wait() {
             SendStatus::Busy
@@ -293,15 +320,36 @@ impl Handle {
         })
     }
 
-    fn send_at_once(&self, mut connection: MappedMutexGuard<'_, Connection>, framed: Vec<u8>) {
+    fn send_at_once(&self, mut connection: MappedMutexGuard<'_, Connection>, batch: Batch) {
+        connection.send_data(batch);
+        self.flush(connection);
+    }
+
+    /// Sends what the application's streams have, `length` bytes, if nobody works on the connection
+    /// and nothing is under way. False: it is left to the event thread.
+    pub(crate) fn write_at_once(&self, length: usize) -> bool {
+        let quiet = (length <= AT_ONCE)
+            .then(|| self.shared.at_once())
+            .flatten()
+            .filter(|connection| connection.is_quiet());
+        match quiet {
+            Some(connection) => self.flush(connection),
+            None => return false,
+        }
+        true
+    }
+
+    /// The event thread is to serve the connection.
+    pub(crate) fn resume(&self) {
+        // A closed connection has nothing to do; nobody has to know.
+        let _ = self.command(ConnectionCommand::Resume);
+    }
+
+    fn flush(&self, mut connection: MappedMutexGuard<'_, Connection>) {
         let now = Instant::now();
-        connection.send_data(framed);
         let sent = TRAIN.with_borrow_mut(|train| {
-            let train = train.get_or_insert_with(|| Train::new(1));
-            train.set_max_segments(self.commands.max_segments());
-            connection.flush(train, now, |bytes, transmit| {
-                self.commands.send(bytes, transmit)
-            })
+            let train = train.get_or_insert_default();
+            connection.flush(train, now, &*self.commands)
         });
         let due = connection.is_due_earlier();
         drop(connection);
@@ -317,11 +365,16 @@ impl Handle {
         self.command(ConnectionCommand::Tick)
     }
 
+    /// Discovery says that the peer is at this address: it is looked for there, if it is silent where it
+    /// is known to be, and we dialled.
+    pub fn seek(&self, peer: SocketAddr) -> Result<(), SendError> {
+        self.command(ConnectionCommand::Seek(peer))
+    }
+
     /// Gives received bytes back to the receive budget.
     pub fn consumed(&self, bytes: usize) {
         if self.shared.receive.sub(bytes) {
-            // A closed connection reads nothing more; nobody has to know.
-            let _ = self.command(ConnectionCommand::Resume);
+            self.resume();
         }
     }
 
@@ -350,6 +403,12 @@ impl Handle {
     pub fn close(&self, text: &str) {
         // Of a connection that has ended nothing more is to be done.
         let _ = self.command(ConnectionCommand::Close(Closing::Asked(text.to_owned())));
+    }
+
+    /// Makes the event thread panic while it works on this connection, for tests of what happens
+    /// then. Nothing from the network leads here; who can call it can end the whole process.
+    pub fn panic(&self, text: &str) -> Result<(), SendError> {
+        self.command(ConnectionCommand::Panic(text.to_owned()))
     }
 
     /// As [`Handle::close`], because the owner is gone.

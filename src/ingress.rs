@@ -15,8 +15,12 @@ pub enum Arrival {
     Known(usize),
     /// It opens a connection.
     Initial {
-        /// The id that the client chose for us.
+        /// The client's id.
+        scid: quiche::ConnectionId<'static>,
+        /// The id that the client chose for us, or that our Retry packet told it.
         dcid: quiche::ConnectionId<'static>,
+        /// The token of a Retry packet.
+        token: Vec<u8>,
     },
     /// It is to be answered with a Version Negotiation packet.
     UnknownVersion {
@@ -82,7 +86,9 @@ pub fn classify(datagram: &mut [u8], table: &Table) -> Arrival {
         return Arrival::Drop(Dropped::ShortId);
     }
     Arrival::Initial {
+        scid: header.scid.into_owned(),
         dcid: header.dcid.into_owned(),
+        token: header.token.unwrap_or_default(),
     }
 }
 
@@ -110,7 +116,9 @@ mod tests {
         assert_eq!(
             arrival,
             Arrival::Initial {
-                dcid: vec![7; 8].into()
+                scid: vec![1].into(),
+                dcid: vec![7; 8].into(),
+                token: vec![],
             }
         );
     }

@@ -4,7 +4,8 @@
 //! Stream 0 is the control stream. Data goes from the connection's client on streams 4, 8, 12, 16
 //! and so on, and from its server on 1, 5, 9, 13 and so on, as many as each side says in its hello:
 //! bidirectional by their ids (RFC 9000, section 2.1), but each is written by the side that opened
-//! it only. The application's own streams come after them.
+//! it only. The application's own streams come after those that their side has said it has (20 and
+//! 17 with four data streams); its unidirectional ones are 2, 6, 10 and 3, 7, 11 and so on.
 
 /// The control stream: the distribution handshake, then ticks.
 pub const CONTROL: u64 = 0;
@@ -28,6 +29,31 @@ pub fn data_urgency(queued: usize) -> u8 {
 pub const CLIENT_STREAMS: u64 = 1 + MAX_DATA_STREAMS;
 /// Bidirectional streams that a server opens: its data streams.
 pub const SERVER_STREAMS: u64 = MAX_DATA_STREAMS;
+
+/// The directions of a stream of the application's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StreamKind {
+    /// Both.
+    Bidi,
+    /// From the side that opened it.
+    Uni,
+}
+
+/// Whether the stream with this id has one direction.
+pub fn is_uni(id: u64) -> bool {
+    id & 2 != 0
+}
+
+/// What kind of stream of the application's has this id, if one has; its opener has that many data
+/// streams.
+pub fn user_stream_kind(id: u64, data_streams: usize) -> Option<StreamKind> {
+    if is_uni(id) {
+        Some(StreamKind::Uni)
+    } else {
+        let first = Role::opener(id).user_stream(data_streams, 0);
+        (id >= first).then_some(StreamKind::Bidi)
+    }
+}
 
 /// Which end of the QUIC connection a side is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +81,29 @@ impl Role {
         }
     }
 
+    /// The side that opens the stream with this id.
+    pub fn opener(id: u64) -> Role {
+        if id & 1 == 0 {
+            Role::Client
+        } else {
+            Role::Server
+        }
+    }
+
+    /// The id of bidirectional stream `index` of the application's, of this side.
+    pub fn user_stream(self, data_streams: usize, index: u64) -> u64 {
+        self.data_stream(data_streams as u64 + index)
+    }
+
+    /// The id of unidirectional stream `index` of this side.
+    pub fn uni_stream(self, index: u64) -> u64 {
+        4 * index
+            + match self {
+                Role::Client => 2,
+                Role::Server => 3,
+            }
+    }
+
     /// The index of the data stream with this id, if this side writes one of that id.
     pub fn data_index(self, id: u64) -> Option<u64> {
         let index = match self {
@@ -77,6 +126,25 @@ mod tests {
         };
         assert_eq!(ids(Role::Client)[..4], [4, 8, 12, 16]);
         assert_eq!(ids(Role::Server)[..4], [1, 5, 9, 13]);
+    }
+
+    #[test]
+    fn the_application_s_streams_come_after() {
+        let ids = |f: &dyn Fn(u64) -> u64| -> Vec<u64> { (0..3).map(f).collect() };
+        assert_eq!(ids(&|i| Role::Client.user_stream(4, i)), [20, 24, 28]);
+        assert_eq!(ids(&|i| Role::Server.user_stream(4, i)), [17, 21, 25]);
+        assert_eq!(ids(&|i| Role::Client.user_stream(16, i)), [68, 72, 76]);
+        assert_eq!(ids(&|i| Role::Client.uni_stream(i)), [2, 6, 10]);
+        assert_eq!(ids(&|i| Role::Server.uni_stream(i)), [3, 7, 11]);
+        for id in [0, 4, 16, 1, 13] {
+            assert_eq!(user_stream_kind(id, 4), None, "{id}");
+        }
+        for id in [20, 24, 17, 21] {
+            assert_eq!(user_stream_kind(id, 4), Some(StreamKind::Bidi), "{id}");
+        }
+        for id in [2, 3, 6] {
+            assert_eq!(user_stream_kind(id, 4), Some(StreamKind::Uni), "{id}");
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The engine of `quic_dist`: QUIC connections for Erlang distribution, on one event thread.
 //!
-//! Nothing here knows of the BEAM. What decides (`frame`, `router`, `gate`, `send_queue`, `layout`, `table`,
-//! `timers`, `ingress`, `connection`) takes bytes and instants and gives back bytes and events;
+//! Nothing here knows of the BEAM. What decides (`frame`, `batch`, `router`, `gate`, `send_queue`, `layout`, `table`,
+//! `timers`, `ingress`, `admission`, `sessions`, `connection`) takes bytes and instants and gives back bytes and events;
 //! what does (`socket`, `driver`, `endpoint`) owns the socket, the thread and the clock.
 //! Commands come in through a channel and a waker (`handle`); events go out through one trait
 //! ([`Events`]), which the NIF implements.
@@ -10,6 +10,10 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+mod addresses;
+pub mod admission;
+mod atom_cache;
+pub mod batch;
 pub mod close;
 pub mod config;
 pub mod connection;
@@ -17,20 +21,29 @@ mod driver;
 pub mod endpoint;
 pub mod event;
 pub mod frame;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod gate;
 pub mod handle;
 pub mod identity;
 pub mod ingress;
 pub mod layout;
+pub mod packets;
+pub mod panics;
 pub mod router;
 pub mod send_queue;
+mod sessions;
 mod socket;
+pub mod streams;
 pub mod table;
 pub mod term;
 pub mod timers;
 
+pub use batch::Batch;
 pub use close::CloseReason;
 pub use config::Limits;
+pub use connection::Path;
 pub use endpoint::{Endpoint, OpenError};
-pub use event::{Event, Events, Packets};
+pub use event::{Event, Events, StreamEvent};
 pub use handle::{ConnectionInfo, Handle, SendError, SendStatus, Stat};
+pub use packets::Packets;

@@ -12,24 +12,6 @@ use bytes::{Bytes, BytesMut};
 /// entries cost it more than a copy does.
 const SMALL: usize = 2048;
 
-/// What QUIC's streams are written with: it takes a piece and keeps it until it is acknowledged, so
-/// what is sent is not copied on its way into a stream.
-#[derive(Clone, Debug, Default)]
-pub struct Pieces;
-
-impl quiche::BufFactory for Pieces {
-    type Buf = Bytes;
-    type DgramBuf = Vec<u8>;
-
-    fn buf_from_slice(bytes: &[u8]) -> Bytes {
-        Bytes::copy_from_slice(bytes)
-    }
-
-    fn dgram_buf_from_slice(bytes: &[u8]) -> Vec<u8> {
-        bytes.to_vec()
-    }
-}
-
 /// See the module's documentation.
 #[derive(Debug, Default)]
 pub struct SendQueue {

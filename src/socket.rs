@@ -7,6 +7,7 @@ use std::os::fd::AsRawFd;
 
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
+use parking_lot::RwLock;
 use quinn_udp::{RecvMeta, UdpSockRef, UdpSocketState};
 
 use crate::connection::Transmit;
@@ -20,7 +21,8 @@ const KERNEL_BUFFER: usize = 4 << 20;
 /// See the module's documentation.
 pub(crate) struct Socket {
     io: UdpSocket,
-    state: UdpSocketState,
+    /// What has been found out about sending; behind a lock only to be found out anew.
+    state: RwLock<UdpSocketState>,
     local: SocketAddr,
 }
 
@@ -78,6 +80,7 @@ impl Socket {
             }
         }
         let local = io.local_addr()?;
+        let state = RwLock::new(state);
         Ok(Socket { io, state, local })
     }
 
@@ -106,13 +109,13 @@ impl Socket {
     }
 
     pub fn max_segments(&self) -> usize {
-        self.state.max_gso_segments()
+        self.state.read().max_gso_segments()
     }
 
     /// Sends a train. `WouldBlock` means that it has not been sent; whatever else goes wrong is a
     /// lost packet, for QUIC to repair.
     pub fn send(&self, bytes: &[u8], transmit: &Transmit) -> io::Result<()> {
-        self.state.try_send(
+        self.state.read().try_send(
             UdpSockRef::from(&self.io),
             &quinn_udp::Transmit {
                 destination: transmit.to,
@@ -130,6 +133,7 @@ impl Socket {
         let mut slices: [IoSliceMut; BUFFERS] =
             std::array::from_fn(|_| slices.next().unwrap_or_else(|| IoSliceMut::new(&mut [])));
         self.state
+            .read()
             .recv(UdpSockRef::from(&self.io), &mut slices, &mut batch.metas)
     }
 
@@ -151,6 +155,22 @@ impl Socket {
         // Connecting a UDP socket sends nothing; it asks for a route.
         probe.connect(peer)?;
         Ok(SocketAddr::new(probe.local_addr()?.ip(), self.local.port()))
+    }
+
+    /// Whether datagrams to `peer` can leave from `local`.
+    pub fn is_usable(&self, local: SocketAddr, peer: SocketAddr) -> bool {
+        UdpSocket::bind(SocketAddr::new(local.ip(), 0))
+            .and_then(|probe| probe.connect(peer))
+            .is_ok()
+    }
+
+    /// Finds out anew what can be done in sending. `quinn-udp` takes EINVAL for a kernel without GSO,
+    /// and never tries again; Linux also says it of a source address that is gone.
+    pub fn renew(&self) {
+        // An error leaves things as they are.
+        if let Ok(state) = UdpSocketState::new(UdpSockRef::from(&self.io)) {
+            *self.state.write() = state;
+        }
     }
 }
 

@@ -3,8 +3,23 @@
 
 /// What a process or port is told apart by, within its node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Sender(pub u64);
+pub enum Sender {
+    /// A process.
+    Process(Process),
+    /// A port, by its number.
+    Port(u64),
+}
 
+/// A process of this node: the second and third number of its pid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Process {
+    /// The second.
+    pub id: u32,
+    /// The third.
+    pub serial: u32,
+}
+
+const ATOM_CACHE_REF: u8 = 82;
 const SMALL_INTEGER: u8 = 97;
 const INTEGER: u8 = 98;
 const ATOM: u8 = 100;
@@ -60,15 +75,14 @@ impl<'a> Terms<'a> {
             return None;
         }
         self.skip_atom()?;
-        Some(Sender(match tag {
-            NEW_PID | PID => {
-                let id = u32::from_be_bytes(self.take()?);
-                let serial = u32::from_be_bytes(self.take()?);
-                u64::from(id) + u64::from(serial)
-            }
-            V4_PORT => u64::from_be_bytes(self.take()?),
-            _ => u32::from_be_bytes(self.take()?).into(),
-        }))
+        Some(match tag {
+            NEW_PID | PID => Sender::Process(Process {
+                id: u32::from_be_bytes(self.take()?),
+                serial: u32::from_be_bytes(self.take()?),
+            }),
+            V4_PORT => Sender::Port(u64::from_be_bytes(self.take()?)),
+            _ => Sender::Port(u32::from_be_bytes(self.take()?).into()),
+        })
     }
 
     /// Walks over the next element, if it is one that comes before a sender.
@@ -101,6 +115,7 @@ impl<'a> Terms<'a> {
                 usize::from(length)
             }
             ATOM_UTF8 | ATOM => usize::from(u16::from_be_bytes(self.take()?)),
+            ATOM_CACHE_REF => 1,
             _ => return None,
         };
         self.drop(length)

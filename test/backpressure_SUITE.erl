@@ -9,9 +9,9 @@
 
 -export([all/0, suite/0, init_per_suite/1, end_per_suite/1, init_per_testcase/2, end_per_testcase/2]).
 -export([input_handler_held/1, many_senders_held/1, beam_stopped/1, held_one_way_only/1, nosuspend_says_so/1,
-         disconnect_while_held/1]).
+         disconnect_while_held/1, small_beside_large/1]).
 %% run on the nodes
--export([send_numbered/3, receive_numbered/3, watch_busy/0, busy_count/0, hold_input/1]).
+-export([send_numbered/3, receive_numbered/3, watch_busy/0, busy_count/0, hold_input/1, receive_all/0, echo/0]).
 
 -define(LIB, quic_dist_test_lib).
 -define(MIB, 1048576).
@@ -22,13 +22,15 @@
 
 suite() -> [{timetrap, {seconds, 120}}].
 
-all() -> [input_handler_held, many_senders_held, beam_stopped, held_one_way_only, nosuspend_says_so, disconnect_while_held].
+all() -> [input_handler_held, many_senders_held, beam_stopped, held_one_way_only, nosuspend_says_so, disconnect_while_held,
+          small_beside_large].
 
 init_per_suite(Config) -> ?LIB:init_suite(Config).
 end_per_suite(Config) -> ?LIB:end_suite(Config).
 init_per_testcase(Case, Config) ->
     NoHandler = "the input handler of inet_tcp is a port: it cannot be suspended",
-    ?LIB:init_case(Case, [{C, NoHandler} || C <- [input_handler_held, many_senders_held, held_one_way_only]], Config).
+    ?LIB:init_case(Case, [{small_beside_large, "inet_tcp has no controller process"}
+                          | [{C, NoHandler} || C <- [input_handler_held, many_senders_held, held_one_way_only]]], Config).
 end_per_testcase(_Case, Config) -> ?LIB:end_case(Config).
 
 %% A long tick time: nobody may take a held node for a dead one.
@@ -105,6 +107,9 @@ watch(A, B, Pids, Peak0, Last, Since, Deadline) ->
 progress(A, Pids) ->
     ?LIB:run(A, fun() -> [case process_info(P, dictionary) of {dictionary, D} -> D; undefined -> gone end || P <- Pids] end).
 
+%% How many messages each has sent.
+sent(A, Pids) -> [proplists:get_value(sent, D) || D <- progress(A, Pids)].
+
 status(A, Pid) ->
     ?LIB:run(A, fun() -> case process_info(Pid, status) of {status, S} -> S; undefined -> gone end end).
 
@@ -173,7 +178,58 @@ disconnect_while_held(_Config) ->
     Threads = ?LIB:threads(A),
     NodeB = ?LIB:call(A, erpc, call, [NodeB, erlang, node, [], 10000]).
 
+%% Who sends large messages without pause waits for its own stream, suspended by the connection's controller, and a small message
+%% does not wait for them; when the connection ends they go on.
+small_beside_large(_Config) ->
+    {A, _, B, NodeB} = pair(),
+    warm_up(A, B),
+    Receivers = [?LIB:run(B, fun() -> spawn(?MODULE, receive_all, []) end) || _ <- [1, 2]],
+    Base = rand:bytes(?MIB - 8),
+    Senders = [?LIB:run(A, fun() -> spawn(?MODULE, send_numbered, [R, Base, 1000000]) end) || R <- Receivers],
+    Echo = ?LIB:run(B, fun() -> spawn(fun echo/0) end),
+    Controller = ?LIB:run(A, fun() -> {ok, C} = quic_dist:get_controller(NodeB), C end),
+    ?LIB:wait_until(suspended_by_controller, fun() -> suspended_by(A, Controller) =/= [] end, 20000),
+    ?LIB:wait_until(started, fun() -> lists:all(fun is_integer/1, sent(A, Senders)) end, 20000),
+    Before = sent(A, Senders),
+    Times = ?LIB:run(A, fun() -> [ping(Echo) || _ <- lists:seq(1, 300)] end, 60000),
+    [true = Now > Was + 10 || {Now, Was} <- lists:zip(sent(A, Senders), Before)],
+    Median = lists:nth(150, lists:sort(Times)),
+    ct:log("ping-pong beside two senders of 1 MiB: p50 ~b us, longest ~b us", [Median, lists:max(Times)]),
+    %% 4 MiB before it would take more than that on the slowest machine
+    true = Median < 20000,
+    %% whom the controller holds now goes on without it
+    ?LIB:signal(B, "STOP"),
+    ?LIB:wait_until(held, fun() -> length(suspended_by(A, Controller)) =:= 2 end, 20000),
+    [] = suspended_by(A, Controller) -- Senders,
+    Held = progress(A, Senders),
+    _ = ?LIB:run(A, fun() -> exit(Controller, kill) end),
+    [?LIB:wait_until(goes_on, fun() -> progress(A, [S]) =/= [Was] orelse status(A, S) =:= gone end, 10000)
+     || {S, Was} <- lists:zip(Senders, Held)],
+    _ = ?LIB:run(A, fun() -> [exit(S, kill) || S <- Senders] end),
+    ?LIB:signal(B, "CONT").
+
+suspended_by(A, Controller) ->
+    ?LIB:run(A, fun() ->
+        case process_info(Controller, suspending) of
+            {suspending, Of} -> [Pid || {Pid, _, _} <- Of];
+            undefined -> []
+        end
+    end).
+
 %%% Run on the nodes
+
+-spec receive_all() -> no_return().
+receive_all() ->
+    receive _ -> receive_all() end.
+
+-spec echo() -> no_return().
+echo() ->
+    receive {From, What} -> From ! What, echo() end.
+
+ping(Echo) ->
+    Started = erlang:monotonic_time(microsecond),
+    Echo ! {self(), pong},
+    receive pong -> erlang:monotonic_time(microsecond) - Started end.
 
 %% Every message is made anew, as a sender's own data are.
 -spec send_numbered(pid() | {atom(), node()}, binary(), non_neg_integer()) -> ok.

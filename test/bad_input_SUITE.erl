@@ -18,7 +18,7 @@
 -define(AGENT, quic_dist_test_agent).
 -define(MIB, 1048576).
 -define(LOOPBACK, {127, 0, 0, 1}).
--define(ALPN, <<"quic_dist/1">>).
+-define(ALPN, <<"quic_dist/2">>).
 -define(NO_APPLICATION_PROTOCOL, (16#100 + 120)).
 -define(HANDSHAKE_TIMEOUT, 2000).
 -define(MAX_HALF_OPEN, 64).
@@ -152,7 +152,7 @@ wrong_alpn(_Config) ->
              Attempt = quic_dist_test_initial:new(),
              Send(quic_dist_test_initial:packet(Attempt, quic_dist_test_initial:client_hello(Attempt, Alpn))),
              {close, ?NO_APPLICATION_PROTOCOL, _} = quic_dist_test_initial:close_reason(Attempt, Recv())
-         end || Alpn <- [[<<"h3">>], [<<"h3">>, <<"quic_dist/0">>, <<"quic_dist/11">>], [binary:copy(<<"x">>, 255)]]]
+         end || Alpn <- [[<<"h3">>], [<<"h3">>, <<"quic_dist/0">>, <<"quic_dist/22">>], [binary:copy(<<"x">>, 255)]]]
     end).
 
 bad_client_hello(_Config) ->
@@ -239,7 +239,9 @@ misbehave(Ways) ->
 
 %% A plays ping-pong with B, through a relay that keeps what A said, while Attack does what it does to B's port.
 attacked(Options, Attack) ->
-    Limits = ["-quic_dist", "handshake_timeout", integer_to_list(?HANDSHAKE_TIMEOUT), "-quic_dist", "max_half_open", integer_to_list(?MAX_HALF_OPEN)],
+    %% With streams of the application's, those that were not announced would be such.
+    Limits = ["-quic_dist", "handshake_timeout", integer_to_list(?HANDSHAKE_TIMEOUT), "-quic_dist", "max_half_open", integer_to_list(?MAX_HALF_OPEN),
+              "-quic_dist", "user_streams", "0"],
     [A, B] = ?LIB:start_all([#{tag => "a", args => ["-epmd_module", "quic_dist_test_epmd"]}, #{tag => "attacked", args => Limits}]),
     {NodeA, NodeB} = {?LIB:node(A), ?LIB:node(B)},
     Alive = hd(string:lexemes(atom_to_list(NodeB), "@")),

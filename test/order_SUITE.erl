@@ -88,7 +88,8 @@ init_per_testcase(_Case, Config) ->
     ?LIB:disconnect(A, B),
     Alive = hd(string:lexemes(atom_to_list(Peer), "@")),
     {port, PortB, _} = ?LIB:call(A, erl_epmd, port_please, [Alive, {127, 0, 0, 1}]),
-    {Proxy, Port} = quic_dist_holdproxy:start(?config(program, Config), PortB, ?config(hold, Config)),
+    Names = ["--dialling", atom_to_list(?LIB:node(A)), "--dialled", atom_to_list(Peer)],
+    {Proxy, Port} = quic_dist_holdproxy:start(?config(program, Config), PortB, Names ++ ?config(hold, Config)),
     ok = ?LIB:call(A, quic_dist_test_epmd, route, [#{Alive => Port}]),
     ?LIB:connect(A, B),
     [{proxy, Proxy} | Config].
@@ -408,20 +409,19 @@ fences_among_messages(Config) ->
 
 %%% Numbers of streams
 
-%% The atom cache is in use exactly if it can be: with one data stream each way. It is seen in the packets that B's input handler gets.
+%% The atom cache is in use, however many streams there are. It is seen in the packets that B's input handler gets.
 atom_cache(Config) ->
     [A, B, Peer] = [?config(Key, Config) || Key <- [a, b, peer]],
     NodeA = ?LIB:node(A),
-    Expected = ?config(streams, Config) =:= {1, 1},
     [begin
          Watch = ?LIB:run(Watcher, fun() -> ?ORDER:watch_input(Other) end),
          ok = ?LIB:run(Sender, fun() -> [{order_nobody, SendsTo} ! {an_atom, another_atom, I} || I <- lists:seq(1, 50)], ok end),
          Packets = ?LIB:run(Watcher, fun() -> ?ORDER:packets_of(Watch, 50) end),
          ct:log("~p", [lists:sublist(Packets, 45, 3)]),
          Cached = [P || <<131, Kind, References, _/binary>> = P <- Packets, Kind =:= 68, References > 0],
-         {SendsTo, Expected} = {SendsTo, length(Cached) > 40}
+         {SendsTo, true} = {SendsTo, length(Cached) > 40}
      end || {Sender, Watcher, SendsTo, Other} <- [{A, B, Peer, NodeA}, {B, A, NodeA, Peer}]],
-    on_a(Config, fun(Peer1) -> parallel(1, fun(_) -> 1 = erpc:call(Peer1, erlang, abs, [-1], ?DEADLINE), timer:sleep(100) end) end).
+    on_a(Config, fun(Peer1) -> parallel(10, fun(_) -> 1 = erpc:call(Peer1, erlang, abs, [-1], ?DEADLINE), timer:sleep(20) end) end).
 
 %% What one TCP connection gives and Erlang does not promise: an order between the messages of different processes, if one was sent
 %% after the other.

@@ -39,8 +39,3 @@ options_test_() ->
                    quic_dist:setopts(self(), [{nodelay, true}, {packet, 4}])),
      ?_assertEqual({ok, [{nodelay, true}]},
                    quic_dist:getopts(self(), [nodelay, sndbuf]))].
-
-one_stream_rejects_nothing_test() ->
-    ?assertEqual(0, quic_dist_carrier:reject_flags(1)),
-    ?assertEqual(dist_util:strict_order_flags(),
-                 quic_dist_carrier:reject_flags(2)).

@@ -41,6 +41,8 @@ bad_values_test_() ->
                           {max_frame, 65536},
                           {max_connections, 0},
                           {max_half_open, 0},
+                          {retry_threshold, -1},
+                          {max_half_open_per_address, 0},
                           {handshake_timeout, 0},
                           {idle_timeout, -1},
                           {no_such_option, 1}]].

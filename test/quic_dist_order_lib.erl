@@ -158,7 +158,7 @@ exchange(Other, N, Count) ->
 
 %%% The packets that a node gets
 
-%% Keeps what the input handler of the connection to Node is told.
+%% Keeps what the input handler of the connection to Node gives to the VM.
 -spec watch_input(node()) -> pid().
 watch_input(Node) ->
     #{connections := Connections} = quic_dist:info(),
@@ -168,7 +168,8 @@ watch_input(Node) ->
     [Input] = inputs(Controller),
     Caller = self(),
     Watch = spawn(fun() ->
-        1 = erlang:trace(Input, true, ['receive']),
+        1 = erlang:trace_pattern({erlang, dist_ctrl_put_data, 2}, true, []),
+        1 = erlang:trace(Input, true, [call]),
         Caller ! {self(), watching},
         absorb([], Input)
     end),
@@ -181,7 +182,7 @@ inputs(Controller) ->
 
 absorb(Packets, Input) ->
     receive
-        {trace, Input, 'receive', Received} when element(1, Received) =:= quic_dist_packets -> absorb(Packets ++ element(2, Received), Input);
+        {trace, Input, call, {erlang, dist_ctrl_put_data, [_, Packet]}} -> absorb(Packets ++ [Packet], Input);
         {packets, From} -> From ! {self(), Packets}, absorb(Packets, Input);
         {stop, From} -> From ! {self(), stopped};
         _ -> absorb(Packets, Input)

@@ -1,11 +1,11 @@
-%% A bad network in user space: a UDP relay that drops, duplicates, delays and so reorders datagrams by a seeded random number
-%% generator. Each client gets a socket of its own towards the server, which therefore tells the clients apart.
+%% A bad network in user space: a UDP relay that drops, duplicates, delays and so reorders, and alters datagrams by a seeded random
+%% number generator. Each client gets a socket of its own towards the server, which therefore tells the clients apart.
 %%
 %% It can also keep copies of the first datagrams of clients, and send what a test gives it on a client's own path: to the server that
 %% is a datagram from a peer it knows.
 -module(quic_dist_relay).
 
--export([start/1, stop/1, set/2, stats/1, captured/1, inject/2]).
+-export([start/1, stop/1, set/2, rebind/1, stats/1, captured/1, inject/2]).
 
 -export_type([options/0]).
 
@@ -14,9 +14,13 @@
     loss => float(),                   %% 0.0 to 1.0: of each datagram
     lossy => both | to_server | to_client,   %% the direction of the loss
     duplicate => float(),
+    mutate => float(),                 %% a bit flipped, cut short, made longer, or its end taken from another one
     reorder => float(),                %% share of datagrams that wait 1 to reorder_ms, while others overtake them
     reorder_ms => pos_integer(),
+    mtu => pos_integer(),              %% larger datagrams vanish
     delay_ms => non_neg_integer(),     %% of every datagram
+    rate => pos_integer() | infinity,  %% bytes a second each way; what would wait more than rate_ms is lost
+    rate_ms => pos_integer(),
     capture => non_neg_integer(),      %% how many datagrams of clients to keep
     seed => term()
 }.
@@ -25,7 +29,10 @@
                 clients = #{} :: #{{inet:ip_address(), inet:port_number()} => gen_udp:socket()},
                 servers = #{} :: #{gen_udp:socket() => {inet:ip_address(), inet:port_number()}},
                 captured = [] :: [binary()],
-                stats = #{forwarded => 0, dropped => 0, duplicated => 0, delayed => 0} :: #{atom() => non_neg_integer()}}).
+                before = <<0>> :: binary(),
+                %% when each way has sent what it has taken, in microseconds
+                free = #{} :: #{to_server | to_client => integer()},
+                stats = #{forwarded => 0, dropped => 0, duplicated => 0, delayed => 0, mutated => 0} :: #{atom() => non_neg_integer()}}).
 
 -define(LOOPBACK, {127, 0, 0, 1}).
 -define(BATCH, 200).
@@ -38,7 +45,8 @@ start(Options) ->
         Front = open(),
         {ok, Port} = inet:port(Front),
         Caller ! {self(), Port},
-        Defaults = #{loss => 0.0, lossy => both, duplicate => 0.0, reorder => 0.0, reorder_ms => 5, delay_ms => 0, capture => 0, seed => 1},
+        Defaults = #{loss => 0.0, lossy => both, duplicate => 0.0, mutate => 0.0, reorder => 0.0, reorder_ms => 5, mtu => 65535, delay_ms => 0,
+                     rate => infinity, rate_ms => 50, capture => 0, seed => 1},
         All = #{seed := Seed} = maps:merge(Defaults, Options),
         loop(#state{options = All, rand = rand:seed_s(exsss, erlang:phash2(Seed)), front = Front})
     end),
@@ -53,6 +61,11 @@ stop(Pid) ->
 %% Changes options of a running relay.
 -spec set(pid(), options()) -> ok.
 set(Pid, Options) -> ask(Pid, {set, Options}).
+
+%% As a NAT that has forgotten its clients: each gets another socket towards the server with its next datagram, and what the
+%% server sends to the old ones is lost.
+-spec rebind(pid()) -> ok.
+rebind(Pid) -> ask(Pid, rebind).
 
 -spec stats(pid()) -> #{atom() => non_neg_integer()}.
 stats(Pid) -> ask(Pid, stats).
@@ -84,6 +97,8 @@ loop(#state{front = Front, servers = Servers} = S) ->
         {udp, Front, Ip, Port, Datagram} ->
             {Server, S1} = server_of({Ip, Port}, capture(Datagram, S)),
             loop(pass(Datagram, {Server, to_server}, S1));
+        {udp, Server, _, _, _} when not is_map_key(Server, Servers) ->
+            loop(count(dropped, S));
         {udp, Server, _, _, Datagram} ->
             loop(pass(Datagram, {Front, maps:get(Server, Servers)}, S));
         {udp_passive, Socket} ->
@@ -101,6 +116,7 @@ loop(#state{front = Front, servers = Servers} = S) ->
     end.
 
 answer({set, Options}, #state{options = Old} = S) -> {ok, S#state{options = maps:merge(Old, Options)}};
+answer(rebind, S) -> {ok, S#state{clients = #{}, servers = #{}}};
 answer(stats, #state{stats = Stats} = S) -> {Stats, S};
 answer(captured, #state{captured = Captured} = S) -> {lists:reverse(Captured), S};
 answer({inject, Datagram}, #state{servers = Servers} = S) ->
@@ -120,14 +136,35 @@ server_of(Client, #state{clients = Clients, servers = Servers} = S) ->
     end.
 
 %% What becomes of one datagram.
+pass(Datagram, _Path, #state{options = #{mtu := Mtu}} = S) when byte_size(Datagram) > Mtu ->
+    count(dropped, S);
 pass(Datagram, Path, #state{options = #{loss := Loss, lossy := Lossy, duplicate := Duplicate}} = S0) ->
     {Fate, S1} = uniform(S0),
     {Twin, S2} = uniform(S1),
+    {Passed, S3} = mutate(Datagram, S2),
     Lost = Fate < Loss andalso (Lossy =:= both orelse Lossy =:= direction(Path)),
     if
-        Lost -> count(dropped, S2);
-        Twin < Duplicate -> later_or_now(Datagram, Path, later_or_now(Datagram, Path, count(duplicated, S2)));
-        true -> later_or_now(Datagram, Path, S2)
+        Lost -> count(dropped, S3);
+        Twin < Duplicate -> later_or_now(Datagram, Path, later_or_now(Passed, Path, count(duplicated, S3)));
+        true -> later_or_now(Passed, Path, S3)
+    end.
+
+mutate(Datagram, #state{options = #{mutate := Share}, before = Before} = S0) ->
+    {Luck, S1} = uniform(S0#state{before = Datagram}),
+    case Luck < Share of
+        false -> {Datagram, S1};
+        true ->
+            {How, S2} = uniform(S1),
+            {Where, S3} = uniform(S2),
+            At = trunc(Where * byte_size(Datagram)),
+            <<Head:At/binary, Byte, Tail/binary>> = Datagram,
+            Mutant = case trunc(How * 4) of
+                0 -> <<Head/binary, (Byte bxor (1 bsl (At rem 8))), Tail/binary>>;
+                1 -> Head;
+                2 -> <<Datagram/binary, (binary:part(Before, 0, min(At, byte_size(Before))))/binary>>;
+                3 -> Cut = min(At, byte_size(Before)), <<Head/binary, (binary:part(Before, Cut, byte_size(Before) - Cut))/binary>>
+            end,
+            {binary:part(Mutant, 0, min(byte_size(Mutant), 65507)), count(mutated, S3)}
     end.
 
 direction({_, to_server}) -> to_server;
@@ -139,11 +176,27 @@ later_or_now(Datagram, Path, #state{options = #{reorder := Reorder, reorder_ms :
         Luck < Reorder -> {Share, S} = uniform(S1), {1 + trunc(Share * Most), count(delayed, S)};
         true -> {0, S1}
     end,
-    case Delay + Wait of
-        0 -> send(Datagram, Path, S2);
-        Ms -> erlang:send_after(Ms, self(), {later, Datagram, Path})
-    end,
-    count(forwarded, S2).
+    case queued(byte_size(Datagram), direction(Path), S2) of
+        {full, S3} -> count(dropped, S3);
+        {Queued, S3} ->
+            case Delay + Wait + Queued of
+                0 -> send(Datagram, Path, S3);
+                Ms -> erlang:send_after(Ms, self(), {later, Datagram, Path})
+            end,
+            count(forwarded, S3)
+    end.
+
+%% How long it waits for those before it.
+queued(_, _, #state{options = #{rate := infinity}} = S) -> {0, S};
+queued(Size, Way, #state{options = #{rate := Rate, rate_ms := Most}, free = Free} = S) ->
+    Now = erlang:monotonic_time(microsecond),
+    From = max(Now, maps:get(Way, Free, Now)),
+    if
+        From - Now > Most * 1000 -> {full, S};
+        true ->
+            Until = From + Size * 1000000 div Rate,
+            {(Until - Now) div 1000, S#state{free = Free#{Way => Until}}}
+    end.
 
 send(Datagram, {Socket, to_server}, #state{options = #{to := Port}}) -> _ = gen_udp:send(Socket, ?LOOPBACK, Port, Datagram);
 send(Datagram, {Socket, {Ip, Port}}, _) -> _ = gen_udp:send(Socket, Ip, Port, Datagram).

@@ -4,37 +4,46 @@
 %% It also keeps, on request, what a test asserts afterwards: the node's log events, and its nodeup and nodedown messages.
 -module(quic_dist_test_agent).
 
--export([start/1, keep_log/0, log_lines/0, watch_nodes/0, node_events/0]).
+-export([start/1, serve/2, keep_log/0, log_lines/0, watch_nodes/0, node_events/0]).
 %% logger's callback
 -export([log/2]).
 
 -define(LOG, quic_dist_test_log).
 -define(EVENTS, quic_dist_test_events).
 
-%% `erl -run quic_dist_test_agent start PORT`
+%% `erl -run quic_dist_test_agent start PORT`, or the path of a local socket: a node in another network namespace has another
+%% loopback.
 -spec start([string()]) -> pid().
+start(["/" ++ _ = Path]) ->
+    serve(fun(Options) -> gen_tcp:connect({local, Path}, 0, Options, 10000) end, []);
 start([Port]) ->
-    spawn(fun() -> connect(list_to_integer(Port)) end).
+    serve(fun(Options) -> gen_tcp:connect({127, 0, 0, 1}, list_to_integer(Port), [{nodelay, true} | Options], 10000) end, []).
 
-connect(Port) ->
+%% Obeys whoever is at the other end of the socket that Connect opens with the options it gets; calls run in processes that are spawned
+%% with SpawnOptions.
+-spec serve(fun(([term()]) -> {ok, gen_tcp:socket()} | {error, term()}), [term()]) -> pid().
+serve(Connect, SpawnOptions) ->
+    spawn(fun() -> connect(Connect, SpawnOptions) end).
+
+connect(Connect, SpawnOptions) ->
     try
-        {ok, Socket} = gen_tcp:connect({127, 0, 0, 1}, Port, [binary, {packet, 4}, {active, true}, {nodelay, true}], 10000),
+        {ok, Socket} = Connect([binary, {packet, 4}, {active, true}]),
         reply(Socket, {hello, node(), list_to_integer(os:getpid())}),
-        loop(Socket)
+        loop(Socket, SpawnOptions)
     catch
         Class:Reason -> halt(lists:flatten(io_lib:format("agent ~p:~p", [Class, Reason])))
     end.
 
-loop(Socket) ->
+loop(Socket, SpawnOptions) ->
     receive
         {tcp, Socket, Data} ->
             {call, Seq, M, F, A} = binary_to_term(Data),
             Agent = self(),
-            spawn(fun() -> Agent ! {result, Seq, apply_one(M, F, A)} end),
-            loop(Socket);
+            _ = spawn_opt(fun() -> Agent ! {result, Seq, apply_one(M, F, A)} end, SpawnOptions),
+            loop(Socket, SpawnOptions);
         {result, Seq, Result} ->
             reply(Socket, {reply, Seq, Result}),
-            loop(Socket);
+            loop(Socket, SpawnOptions);
         {tcp_closed, Socket} ->
             erlang:halt(0, [{flush, false}]);
         {tcp_error, Socket, _} ->

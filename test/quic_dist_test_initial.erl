@@ -2,7 +2,7 @@
 %% was refused, without a QUIC library. The keys of Initial packets follow from the connection id that the client chose.
 -module(quic_dist_test_initial).
 
--export([new/0, client_hello/2, packet/2, close_reason/2, version_probe/2]).
+-export([new/0, client_hello/2, packet/2, packet/3, close_reason/2, version_probe/2]).
 
 -export_type([attempt/0]).
 
@@ -41,12 +41,14 @@ extension(Type, Data) -> <<Type:16, (byte_size(Data)):16, Data/binary>>.
 
 %% A datagram of 1,200 bytes with one Initial packet that carries these TLS bytes.
 -spec packet(attempt(), binary()) -> binary().
-packet(#{dcid := Dcid, scid := Scid}, Crypto) ->
-    Frame = <<6, 0, (varint(byte_size(Crypto)))/binary, Crypto/binary>>,
+packet(Attempt, Crypto) -> packet(Attempt, 0, <<6, 0, (varint(byte_size(Crypto)))/binary, Crypto/binary>>).
+
+%% The same with this packet number and these frames.
+-spec packet(attempt(), non_neg_integer(), binary()) -> binary().
+packet(#{dcid := Dcid, scid := Scid}, Number, Frame) ->
     Head = <<1:1, 1:1, 0:2, 0:2, 3:2, ?VERSION:32, (byte_size(Dcid)), Dcid/binary, (byte_size(Scid)), Scid/binary, 0>>,
     Padding = 1200 - byte_size(Head) - 2 - 4 - byte_size(Frame) - 16,
     Plain = <<Frame/binary, 0:Padding/unit:8>>,
-    Number = 0,
     Header = <<Head/binary, 1:2, (4 + byte_size(Plain) + 16):14, Number:32>>,
     {Key, Iv, Hp} = keys(Dcid, <<"client in">>),
     {Cipher, Tag} = crypto:crypto_one_time_aead(aes_128_gcm, Key, nonce(Iv, Number), Plain, Header, 16, true),

@@ -9,6 +9,7 @@
 
 -export([carrier/0, init_suite/1, end_suite/1, init_case/3, end_case/1]).
 -export([start/1, start_all/1, boot/1, kill/1, signal/2, call/4, call/5, run/2, run/3, worker/1, run_in/3, node/1, os_pid/1]).
+-export([small_disk/2, no_disk/1]).
 -export([output/1, await_exit/2, name/1, node_args/1, carrier_args/0, carrier_args/1, ebin/0, cookie/0, erl/0]).
 -export([connect/2, await_connected/2, await_alone/1, await_mesh/1, disconnect/2]).
 -export([wait_until/2, wait_until/3]).
@@ -27,6 +28,8 @@
     carrier => string(),                     %% value of -proto_dist; default the carrier under test
     args => [string()],
     env => [{string(), string() | false}],
+    limits => string(),                      %% shell commands to run before, in its place: `ulimit -n 100'
+    namespace => string(),                   %% network namespace to run in (quic_dist_test_net)
     scope => 'case' | suite,                 %% when it is cleaned up at the latest
     boot_timeout => timeout()
 }.
@@ -203,23 +206,47 @@ ask(#{pid := Pid, name := Name}, Request, Timeout) ->
 manager(Caller, Ref, Options) ->
     process_flag(trap_exit, true),
     ok = pg:join(?SCOPE, maps:get(scope, Options, 'case'), self()),
-    {ok, Listen} = gen_tcp:listen(0, [binary, {packet, 4}, {ip, {127, 0, 0, 1}}, {active, true}, {nodelay, true}]),
-    {ok, ControlPort} = inet:port(Listen),
+    {Listen, Control} = listen(Options),
     Named = maps:merge(#{name => name(maps:get(tag, Options, "n"))}, Options),
-    Port = open_port({spawn_executable, erl()}, [
+    {Command, Before} = command(Options),
+    Port = open_port({spawn_executable, Command}, [
         binary, exit_status, stderr_to_stdout,
         {env, [{"ERL_AFLAGS", false}, {"ERL_FLAGS", false}, {"ERL_ZFLAGS", false}, {"ERL_LIBS", false},
-               {"ERL_CRASH_DUMP_SECONDS", "0"} | maps:get(env, Options, [])]},
-        {args, node_args(Named) ++ ["-noshell", "-noinput", "-run", "quic_dist_test_agent", "start", integer_to_list(ControlPort)]}]),
+               {"ERL_CRASH_DUMP_SECONDS", "0"} | preload() ++ maps:get(env, Options, [])]},
+        {args, Before ++ node_args(Named) ++ ["-noshell", "-noinput", "-run", "quic_dist_test_agent", "start", Control]}]),
     Manager = self(),
     spawn_link(fun() ->
         {ok, Socket} = gen_tcp:accept(Listen),
+        _ = [ok = file:delete(Control) || hd(Control) =:= $/],
         ok = gen_tcp:controlling_process(Socket, Manager)
     end),
     Timer = erlang:send_after(maps:get(boot_timeout, Options, ?BOOT_TIMEOUT), self(), boot_timeout),
     OsPid = case erlang:port_info(Port, os_pid) of {os_pid, P} -> P; undefined -> undefined end,
     loop(#{name => maps:get(name, Named), port => Port, listen => Listen, os_pid => OsPid, socket => undefined, output => [],
            seq => 0, calls => #{}, exit_status => undefined, exit_waiters => [], boot => {Caller, Ref, Timer}}).
+
+%% A library to load before all others, which watches the node's memory (scripts/sanitize).
+preload() ->
+    case {os:getenv("QUIC_DIST_PRELOAD"), os:getenv("QUIC_DIST_PRELOAD_OPTIONS", "")} of
+        {false, _} -> [];
+        {Library, Options} -> [{"LD_PRELOAD", Library}, {"ASAN_OPTIONS", Options}, {"ERL_ZFLAGS", "+Mea min"}]
+    end.
+
+%% Where the agent finds its manager.
+listen(#{namespace := _}) ->
+    Path = filename:join(["/tmp", lists:concat(["qdt_", os:getpid(), "_", erlang:unique_integer([positive])])]),
+    {ok, Listen} = gen_tcp:listen(0, [binary, {packet, 4}, {ifaddr, {local, Path}}, {active, true}]),
+    {Listen, Path};
+listen(_) ->
+    {ok, Listen} = gen_tcp:listen(0, [binary, {packet, 4}, {ip, {127, 0, 0, 1}}, {active, true}, {nodelay, true}]),
+    {ok, Port} = inet:port(Listen),
+    {Listen, integer_to_list(Port)}.
+
+command(#{namespace := Namespace} = Options) ->
+    {Command, Before} = command(maps:remove(namespace, Options)),
+    {os:find_executable("ip"), ["netns", "exec", Namespace, Command | Before]};
+command(#{limits := Script}) -> {"/bin/sh", ["-c", Script ++ " && exec \"$@\"", "sh", erl()]};
+command(_) -> {erl(), []}.
 
 loop(#{port := Port, socket := Socket, output := Output, calls := Calls, name := Name} = S) ->
     receive
@@ -305,6 +332,20 @@ name(Tag) -> lists:concat(["qdt_", Tag, "_", os:getpid(), "_", erlang:unique_int
 
 -spec cookie() -> string().
 cookie() -> "qdt_cookie_" ++ os:getpid().
+
+%% A file system in memory, which Size bounds as mount(8) has it.
+-spec small_disk(file:filename(), string()) -> {ok, file:filename()} | {error, string()}.
+small_disk(Dir, Size) ->
+    ok = filelib:ensure_dir(filename:join(Dir, "x")),
+    case os:cmd("mount -t tmpfs -o size=" ++ Size ++ " tmpfs " ++ Dir) of
+        "" -> {ok, Dir};
+        Why -> {error, "a file system of its own: " ++ string:trim(Why)}
+    end.
+
+-spec no_disk(file:filename()) -> ok.
+no_disk(Dir) ->
+    "" = os:cmd("umount -l " ++ Dir),
+    ok.
 
 -spec node_args(options()) -> [string()].
 node_args(Options) ->
@@ -410,7 +451,8 @@ free_port() ->
 %% Tells EPMD that a node of this name listens on Port. It holds for as long as the returned socket is open.
 -spec fake_epmd_name(string(), inet:port_number()) -> gen_tcp:socket().
 fake_epmd_name(Name, Port) ->
-    {ok, Socket} = gen_tcp:connect({127, 0, 0, 1}, 4369, [binary, {active, false}], 5000),
+    EpmdPort = list_to_integer(os:getenv("ERL_EPMD_PORT", "4369")),
+    {ok, Socket} = gen_tcp:connect({127, 0, 0, 1}, EpmdPort, [binary, {active, false}], 5000),
     Alive = list_to_binary(Name),
     %% ALIVE2_REQ: normal node, TCP/IPv4, versions 6 to 5, no extra
     Request = <<120, Port:16, 77, 0, 6:16, 5:16, (byte_size(Alive)):16, Alive/binary, 0:16>>,

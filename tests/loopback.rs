@@ -2,12 +2,16 @@
 
 mod support;
 
+#[path = "loopback/addresses.rs"]
+mod addresses;
 #[path = "loopback/hostile.rs"]
 mod hostile;
 #[path = "loopback/lifecycle.rs"]
 mod lifecycle;
 #[path = "loopback/limits.rs"]
 mod limits;
+#[path = "loopback/sessions.rs"]
+mod sessions;
 
 use std::net::UdpSocket;
 

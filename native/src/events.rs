@@ -3,11 +3,13 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use quic_dist_engine::packets::Allocate;
 use quic_dist_engine::{CloseReason, Event, Events, Handle};
 use rustler::env::OwnedEnv;
 use rustler::{Encoder, Env, LocalPid, ResourceArc, Term};
 
 use crate::exit;
+use crate::input;
 use crate::resources::{ConnectionResource, EndpointResource};
 use crate::terms::{self, atoms};
 
@@ -83,6 +85,8 @@ impl NifEvents {
 impl Events for NifEvents {
     type Peer = Peer;
 
+    const ALLOCATE: Allocate = input::allocate;
+
     fn incoming(&mut self, handle: &Handle, from: SocketAddr) -> Peer {
         let connection = ConnectionResource::new(handle.clone(), None);
         if !exit::exiting() {
@@ -142,18 +146,35 @@ impl Events for NifEvents {
         match event {
             Event::Connected => self.tell(connection, |env| atoms::connected().encode(env)),
             Event::Writable => self.tell(connection, |env| atoms::writable().encode(env)),
+            Event::Moved { from, to } => self.tell(connection, |env| {
+                (atoms::moved(), terms::path(env, from), terms::path(env, to)).encode(env)
+            }),
+            Event::Low(process) => self.tell(connection, |env| {
+                (atoms::low(), (process.id, process.serial)).encode(env)
+            }),
+            Event::Silent { asked } => {
+                self.tell(connection, |env| (atoms::silent(), asked).encode(env))
+            }
             Event::Control(frames) => self.tell(connection, |env| {
                 (atoms::control(), terms::binaries(env, &frames)).encode(env)
             }),
             Event::Data(packets) => {
-                if let Some(input) = connection.input() {
+                if let Some(packets) = connection.inbox.put(packets)
+                    && let Some(input) = connection.input()
+                {
                     self.send(input, move |env| {
-                        let binaries = terms::binaries(env, &packets);
-                        (atoms::quic_dist_packets(), binaries, packets.bytes.len()).encode(env)
+                        let binaries = input::binaries(env, vec![packets]);
+                        (atoms::quic_dist_packets(), binaries).encode(env)
                     });
                 }
             }
+            Event::Stream(id, event) => {
+                let owners = &connection.owners;
+                owners.event(&mut self.env, &connection.handle, id, event);
+            }
+            Event::Datagrams(datagrams) => connection.owners.datagrams(&mut self.env, datagrams),
             Event::Closed(reason) => {
+                connection.owners.ended(&mut self.env, &reason);
                 if let Some(input) = connection.input() {
                     let connection = connection.clone();
                     self.send(input, |env| closed(env, connection, &reason));

@@ -6,16 +6,24 @@
 
 mod events;
 mod exit;
+mod files;
+mod inbox;
+mod input;
 mod logger;
 mod options;
+mod output;
+mod owners;
 mod resources;
+mod streams;
 mod terms;
+mod waiters;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use quic_dist_engine::identity::{CookieAuthority, NodeIdentity};
+use quic_dist_engine::identity::{CookieAuthority, Files, NodeIdentity};
+use quic_dist_engine::term::Process;
 use quic_dist_engine::{Endpoint, OpenError, SendError, SendStatus};
 use rustler::{Binary, Encoder, Env, LocalPid, ResourceArc, Term};
 
@@ -26,6 +34,7 @@ use terms::{Address, atoms, send_error};
 /// glibc's allocator gives memory back to the kernel as soon as a buffer is freed on another thread
 /// than it was made on, and takes it anew, page by page, for the next: a third of the processor time
 /// of a bulk transfer went there.
+#[cfg(not(feature = "system_allocator"))]
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -37,18 +46,23 @@ const CLOSE_WAIT: Duration = Duration::from_secs(2);
 
 fn load(_env: Env, _info: Term) -> bool {
     logger::install();
+    quic_dist_engine::panics::install();
     exit::install();
     true
 }
 
 #[rustler::nif(schedule = "DirtyCpu")]
-fn identity_new<'a>(env: Env<'a>, cookie: Binary, name: Binary) -> Term<'a> {
+fn identity_new<'a>(env: Env<'a>, cookie: Binary, name: Binary, trust_everybody: bool) -> Term<'a> {
     let minted = std::str::from_utf8(name.as_slice())
         .map_err(|_| "the node name is not valid UTF-8".to_owned())
         .and_then(|name| {
             CookieAuthority::derive(cookie.as_slice())
                 .and_then(|authority| NodeIdentity::mint(&authority, name))
                 .map_err(|error| error.to_string())
+        })
+        .map(|identity| match trust_everybody {
+            true => identity.that_trusts_everybody(),
+            false => identity,
         });
     match minted {
         Ok(identity) => (
@@ -57,6 +71,31 @@ fn identity_new<'a>(env: Env<'a>, cookie: Binary, name: Binary) -> Term<'a> {
         )
             .encode(env),
         Err(text) => env.error_tuple((atoms::identity(), terms::text(env, &text))),
+    }
+}
+
+#[rustler::nif(schedule = "DirtyIo")]
+fn identity_files<'a>(env: Env<'a>, name: Binary, client: Term<'a>, server: Term<'a>) -> Term<'a> {
+    let files = options::side(client).and_then(|client| {
+        let server = options::side(server)?;
+        Ok(Files { client, server })
+    });
+    let files = match files {
+        Ok(files) => files,
+        Err(name) => return env.error_tuple((atoms::bad_option(), name)),
+    };
+    let name = String::from_utf8_lossy(name.as_slice());
+    match NodeIdentity::read(&files, &name) {
+        Ok(identity) => {
+            let complaints: Vec<Term> = identity
+                .complaints(SystemTime::now())
+                .iter()
+                .map(|complaint| terms::text(env, complaint))
+                .collect();
+            let identity = ResourceArc::new(IdentityResource(Arc::new(identity)));
+            (atoms::ok(), identity, complaints).encode(env)
+        }
+        Err(error) => env.error_tuple((atoms::identity(), terms::text(env, &error.to_string()))),
     }
 }
 
@@ -126,13 +165,17 @@ fn connect<'a>(
     env: Env<'a>,
     endpoint: ResourceArc<EndpointResource>,
     to: Address,
+    node: Binary,
+    identity: Option<ResourceArc<IdentityResource>>,
     owner: LocalPid,
 ) -> Term<'a> {
     let Some(open) = endpoint.get() else {
         return env.error_tuple(atoms::closed());
     };
+    let node = String::from_utf8_lossy(node.as_slice());
     let mut resource = None;
-    let dialled = open.connect(SocketAddr::from(to), |handle| {
+    let identity = identity.map(|identity| identity.0.clone());
+    let dialled = open.connect_as(identity, SocketAddr::from(to), Some(&node), |handle| {
         let connection = ConnectionResource::new(handle.clone(), Some(owner));
         resource = Some(connection.clone());
         connection.into()
@@ -143,6 +186,26 @@ fn connect<'a>(
             (atoms::ok(), connection).encode(env)
         }
         _ => env.error_tuple(atoms::closed()),
+    }
+}
+
+#[rustler::nif]
+fn peer_is(connection: ResourceArc<ConnectionResource>, name: Binary) -> rustler::Atom {
+    match (
+        connection.handle.certificate(),
+        std::str::from_utf8(name.as_slice()),
+    ) {
+        (None, _) => atoms::unknown(),
+        (Some(certificate), Ok(name)) if certificate.is_for(name) => atoms::true_(),
+        _ => atoms::false_(),
+    }
+}
+
+#[rustler::nif]
+fn peer_certificate<'a>(env: Env<'a>, connection: ResourceArc<ConnectionResource>) -> Term<'a> {
+    match connection.handle.certificate() {
+        Some(certificate) => terms::text(env, &certificate.whose()),
+        None => atoms::unknown().encode(env),
     }
 }
 
@@ -184,8 +247,9 @@ fn data_send<'a>(
     env: Env<'a>,
     connection: ResourceArc<ConnectionResource>,
     packets: Term<'a>,
+    waiting: Vec<(u32, u32)>,
 ) -> rustler::NifResult<Term<'a>> {
-    send_packets(env, &connection, packets)
+    send_packets(env, &connection, packets, waiting)
 }
 
 #[rustler::nif(schedule = "DirtyCpu")]
@@ -193,17 +257,22 @@ fn data_send_large<'a>(
     env: Env<'a>,
     connection: ResourceArc<ConnectionResource>,
     packets: Term<'a>,
+    waiting: Vec<(u32, u32)>,
 ) -> rustler::NifResult<Term<'a>> {
-    send_packets(env, &connection, packets)
+    send_packets(env, &connection, packets, waiting)
 }
 
 fn send_packets<'a>(
     env: Env<'a>,
     connection: &ConnectionResource,
     packets: Term<'a>,
+    waiting: Vec<(u32, u32)>,
 ) -> rustler::NifResult<Term<'a>> {
-    let framed = terms::frame(packets)?;
-    Ok(match connection.handle.send_data(framed) {
+    let mut batch = output::batch(packets)?;
+    for (id, serial) in waiting {
+        batch.tell_when_low(Process { id, serial });
+    }
+    Ok(match connection.handle.send_data(batch) {
         Ok(SendStatus::Ready) => atoms::ok().encode(env),
         Ok(SendStatus::Busy) => atoms::busy().encode(env),
         Err(error) => env.error_tuple(send_error(error)),
@@ -211,14 +280,30 @@ fn send_packets<'a>(
 }
 
 #[rustler::nif]
-fn consumed(connection: ResourceArc<ConnectionResource>, bytes: usize) -> rustler::Atom {
-    connection.handle.consumed(bytes);
-    atoms::ok()
+fn packet_sender<'a>(env: Env<'a>, packet: Term<'a>) -> rustler::NifResult<Term<'a>> {
+    Ok(match output::process(packet)? {
+        Some(process) => (process.id, process.serial).encode(env),
+        None => atoms::none().encode(env),
+    })
+}
+
+#[rustler::nif]
+fn data_take<'a>(env: Env<'a>, connection: ResourceArc<ConnectionResource>) -> Term<'a> {
+    input::binaries(env, connection.inbox.take(&connection.handle))
 }
 
 #[rustler::nif]
 fn tick<'a>(env: Env<'a>, connection: ResourceArc<ConnectionResource>) -> Term<'a> {
     reply(env, connection.handle.tick())
+}
+
+#[rustler::nif]
+fn seek<'a>(
+    env: Env<'a>,
+    connection: ResourceArc<ConnectionResource>,
+    address: Address,
+) -> Term<'a> {
+    reply(env, connection.handle.seek(address.into()))
 }
 
 #[rustler::nif]
@@ -247,6 +332,12 @@ fn close(connection: ResourceArc<ConnectionResource>, reason: Binary) -> rustler
         .handle
         .close(&String::from_utf8_lossy(reason.as_slice()));
     atoms::ok()
+}
+
+#[rustler::nif]
+fn panic<'a>(env: Env<'a>, connection: ResourceArc<ConnectionResource>, text: Binary) -> Term<'a> {
+    let text = String::from_utf8_lossy(text.as_slice());
+    reply(env, connection.handle.panic(&text))
 }
 
 fn reply<'a>(env: Env<'a>, result: Result<(), SendError>) -> Term<'a> {

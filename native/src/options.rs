@@ -1,11 +1,16 @@
 //! The options of `endpoint_open/3` as the engine's limits. `quic_dist_opts` has validated what the
 //! user gave; here only the types are checked, and the name of what does not fit is the error.
 
+use std::ffi::OsStr;
 use std::net::SocketAddr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use quic_dist_engine::Limits;
-use rustler::{Atom, Decoder, Term};
+use quic_dist_engine::identity::SideFiles;
+use rustler::{Atom, Binary, Decoder, Term};
+use zeroize::Zeroizing;
 
 use crate::terms::{Ip, atoms};
 
@@ -13,6 +18,31 @@ fn get<'a, T: Decoder<'a>>(opts: Term<'a>, name: Atom) -> Result<T, Atom> {
     opts.map_get(name)
         .and_then(|value| value.decode())
         .map_err(|_| name)
+}
+
+fn optional<'a, T: Decoder<'a>>(opts: Term<'a>, name: Atom) -> Result<Option<T>, Atom> {
+    match opts.map_get(name) {
+        Ok(value) => value.decode().map(Some).map_err(|_| name),
+        Err(_) => Ok(None),
+    }
+}
+
+/// The files of one role.
+pub fn side(opts: Term) -> Result<SideFiles, Atom> {
+    let path = |name| {
+        let path: Option<Binary> = optional(opts, name)?;
+        Ok(path.map(|path| PathBuf::from(OsStr::from_bytes(path.as_slice()))))
+    };
+    let password: Option<Binary> = optional(opts, atoms::password())?;
+    let chains: Option<bool> = optional(opts, atoms::crl_check())?;
+    Ok(SideFiles {
+        certificate: path(atoms::certfile())?,
+        key: path(atoms::keyfile())?,
+        password: password.map(|password| Zeroizing::new(password.as_slice().to_vec())),
+        authorities: path(atoms::cacertfile())?,
+        revoked: path(atoms::crlfile())?.map(|file| (file, chains.unwrap_or(true))),
+        depth: get(opts, atoms::depth())?,
+    })
 }
 
 /// The address to bind and the limits; or the name of the option that is missing or wrong.
@@ -29,11 +59,19 @@ pub fn decode(opts: Term) -> Result<(SocketAddr, Limits), Atom> {
         receive_budget: get(opts, atoms::receive_budget())?,
         stream_window: get(opts, atoms::stream_window())?,
         connection_window: get(opts, atoms::connection_window())?,
+        user_streams: get(opts, atoms::user_streams())?,
+        user_stream_window: get(opts, atoms::user_stream_window())?,
+        user_stream_queue: get(opts, atoms::user_stream_queue())?,
+        datagram_queue: get(opts, atoms::datagram_queue())?,
         max_frame: get(opts, atoms::max_frame())?,
         max_connections: get(opts, atoms::max_connections())?,
         max_half_open: get(opts, atoms::max_half_open())?,
+        retry_threshold: get(opts, atoms::retry_threshold())?,
+        max_half_open_per_address: get(opts, atoms::max_half_open_per_address())?,
         handshake_timeout: millis(atoms::handshake_timeout())?,
+        session_lifetime: Duration::from_secs(get(opts, atoms::session_lifetime())?),
         idle_timeout: millis(atoms::idle_timeout())?,
+        busy_wait: Duration::from_micros(get(opts, atoms::busy_wait())?),
         ..Limits::default()
     };
     Ok((SocketAddr::new(ip, port), limits))

@@ -8,6 +8,8 @@ use quic_dist_engine::{Endpoint, Handle};
 use rustler::{Env, LocalPid, Monitor, Resource, ResourceArc};
 
 use crate::events::NifEvents;
+use crate::inbox::Inbox;
+use crate::owners::Owners;
 
 /// A node's key and certificate.
 pub struct IdentityResource(pub Arc<NodeIdentity>);
@@ -60,6 +62,8 @@ struct Receivers {
 /// A connection.
 pub struct ConnectionResource {
     pub handle: Handle,
+    pub owners: Owners,
+    pub inbox: Inbox,
     receivers: Mutex<Receivers>,
 }
 
@@ -67,6 +71,8 @@ impl ConnectionResource {
     pub fn new(handle: Handle, owner: Option<LocalPid>) -> ResourceArc<Self> {
         ResourceArc::new(ConnectionResource {
             handle,
+            owners: Owners::default(),
+            inbox: Inbox::default(),
             receivers: Mutex::new(Receivers {
                 owner,
                 ..Receivers::default()
@@ -122,5 +128,6 @@ impl Resource for ConnectionResource {
         if self.owner() == Some(pid) {
             self.handle.owner_down();
         }
+        self.owners.down(&self.handle, pid);
     }
 }

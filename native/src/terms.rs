@@ -4,9 +4,10 @@ use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::Ordering::Relaxed;
 
-use quic_dist_engine::frame::{Frames, Prefix};
+use quic_dist_engine::frame::Frames;
+use quic_dist_engine::identity::Verified;
 use quic_dist_engine::layout::Role;
-use quic_dist_engine::{CloseReason, ConnectionInfo, Endpoint, Events, SendError};
+use quic_dist_engine::{CloseReason, ConnectionInfo, Endpoint, Events, Path, SendError};
 use rustler::{Atom, Binary, Decoder, Encoder, Env, Error, NewBinary, NifResult, Term};
 
 pub mod atoms {
@@ -14,20 +15,28 @@ pub mod atoms {
         ok, error, warning, info, true_ = "true", undefined,
         quic_dist, quic_dist_incoming, quic_dist_refused, quic_dist_log, quic_dist_packets,
         quic_dist_endpoint_down,
-        connected, control, writable, closed, busy, too_long, bad_option, identity,
-        peer_closed, local_closed, idle_timeout, handshake_timeout, tls, protocol_error, bad_packet,
-        transport_error, owner_down, endpoint_closed, io,
+        connected, control, writable, low, moved, silent, closed, busy, too_long, bad_option, identity,
+        peer_closed, local_closed, idle_timeout, handshake_timeout, tls, protocol_error,
+        transport_error, owner_down, endpoint_closed, endpoint_failed, io,
         econnrefused, eaddrinuse, eaddrnotavail, eacces, enetunreach, ehostunreach, enetdown,
-        emfile, eio,
+        emfile, eio, ebadf, eisdir, eloop, enametoolong, enfile, enoent, enotdir, enxio, eperm,
         ip, port, max_udp_payload, path_mtu_discovery, data_streams, send_queue_high, send_queue_low,
         receive_budget, stream_window, connection_window, max_frame, max_connections,
-        max_half_open,
+        max_half_open, retry_threshold, max_half_open_per_address, busy_wait,
         peer, local, role, client, server, quic_version, tls_version, cipher, verified, cookie,
-        peer_name, mtu, srtt, rttvar, min_rtt, cwnd, packets_sent, packets_received, packets_lost,
+        peer_name, resumed, session_lifetime, mtu, srtt, rttvar, min_rtt, cwnd, packets_sent, packets_received, packets_lost,
         bytes_sent, bytes_received, send_queue, receive_unconsumed, paths,
         streams_out, streams_in,
+        datagram_size, user_datagrams_sent, user_datagrams_received, user_datagrams_lost,
+        user_datagrams_dropped,
+        certificate, none, unknown, certfile, keyfile, password, cacertfile, crlfile, crl_check, depth,
+        quic_dist_stream, quic_dist_datagram, data, passive, reset, connection,
+        unknown_stream, stream_limit, not_owner, noproc, einval, ealready, wait, told,
+        false_ = "false", once, bidi, uni, stream_id, owner, priority, direction, active,
+        recv_fin, send_fin, queued,
+        user_streams, user_stream_window, user_stream_queue, datagram_queue,
         connections, half_open, wake_ups, receive_calls, send_calls, datagrams_received,
-        datagrams_dropped, connections_dropped, send_errors,
+        datagrams_dropped, connections_dropped, retries_sent, send_errors,
     }
 }
 
@@ -69,6 +78,11 @@ pub fn address<'a>(env: Env<'a>, address: SocketAddr) -> Term<'a> {
     (ip(env, address.ip()), address.port()).encode(env)
 }
 
+/// Our address and the peer's.
+pub fn path<'a>(env: Env<'a>, path: Path) -> Term<'a> {
+    (address(env, path.local), address(env, path.peer)).encode(env)
+}
+
 fn ip<'a>(env: Env<'a>, ip: IpAddr) -> Term<'a> {
     match ip {
         IpAddr::V4(ip) => {
@@ -87,39 +101,28 @@ pub fn text<'a>(env: Env<'a>, text: &str) -> Term<'a> {
     binary(env, text.as_bytes())
 }
 
-fn binary<'a>(env: Env<'a>, bytes: &[u8]) -> Term<'a> {
+pub fn binary<'a>(env: Env<'a>, bytes: &[u8]) -> Term<'a> {
     NewBinary::from_slice(env, bytes).into()
 }
 
 /// Each packet as a binary of its own. Parts of one big binary would be cheaper to make, but a slow
-/// process with one small message in its mailbox would keep all of them in memory.
+/// process with one small message in its mailbox would keep all of them in memory. And a binary over
+/// memory of ours (`enif_make_resource_binary`) kills the VM, which makes parts of a packet, on its
+/// own, as if it were the VM's (OTP 25, `dec_term`).
 pub fn binaries<'a>(env: Env<'a>, frames: &Frames) -> Term<'a> {
-    let mut list = Term::list_new_empty(env);
+    before(env, frames, Term::list_new_empty(env))
+}
+
+/// The same, before those of a list.
+pub fn before<'a>(env: Env<'a>, frames: &Frames, mut list: Term<'a>) -> Term<'a> {
     for range in frames.ranges.iter().rev() {
         list = list.list_prepend(binary(env, &frames.bytes[range.clone()]));
     }
     list
 }
 
-/// A list of packets, each iodata, as the bytes of a data stream.
-pub fn frame(packets: Term) -> NifResult<Vec<u8>> {
-    let mut framed = Vec::new();
-    for packet in packets.into_list_iterator()? {
-        let start = framed.len();
-        framed.extend_from_slice(&[0; 4]);
-        append(packet, &mut framed)?;
-        let mut prefix = Vec::with_capacity(Prefix::Data.size());
-        if !Prefix::Data.put(framed.len() - start - Prefix::Data.size(), &mut prefix) {
-            return Err(Error::BadArg);
-        }
-        framed[start..start + prefix.len()].copy_from_slice(&prefix);
-    }
-    Ok(framed)
-}
-
-/// What the VM gives is a binary or a flat list of binaries; any other iodata is flattened by the
-/// VM itself.
-fn append(iodata: Term, out: &mut Vec<u8>) -> NifResult<()> {
+/// The bytes of a binary or a flat list of binaries; any other iodata is flattened by the VM itself.
+pub fn append(iodata: Term, out: &mut Vec<u8>) -> NifResult<()> {
     if let Ok(binary) = Binary::from_term(iodata) {
         out.extend_from_slice(binary.as_slice());
         return Ok(());
@@ -173,11 +176,12 @@ pub fn close_reason<'a>(env: Env<'a>, reason: &CloseReason) -> Term<'a> {
         }
         CloseReason::IdleTimeout => atoms::idle_timeout().encode(env),
         CloseReason::HandshakeTimeout => atoms::handshake_timeout().encode(env),
-        CloseReason::Tls { .. } => (atoms::tls(), text(env, &reason.to_string())).encode(env),
+        CloseReason::Tls { .. } | CloseReason::Certificate { .. } => {
+            (atoms::tls(), text(env, &reason.to_string())).encode(env)
+        }
         CloseReason::Protocol { text: said } => {
             (atoms::protocol_error(), text(env, said)).encode(env)
         }
-        CloseReason::BadPacket { text: said } => (atoms::bad_packet(), text(env, said)).encode(env),
         CloseReason::Transport { code, .. } => (
             atoms::transport_error(),
             code,
@@ -186,6 +190,7 @@ pub fn close_reason<'a>(env: Env<'a>, reason: &CloseReason) -> Term<'a> {
             .encode(env),
         CloseReason::OwnerDown => atoms::owner_down().encode(env),
         CloseReason::EndpointClosed => atoms::endpoint_closed().encode(env),
+        CloseReason::Internal => atoms::endpoint_failed().encode(env),
         CloseReason::Io(kind) => (atoms::io(), posix(env, *kind)).encode(env),
     }
 }
@@ -193,6 +198,11 @@ pub fn close_reason<'a>(env: Env<'a>, reason: &CloseReason) -> Term<'a> {
 /// The map of `info/1`.
 pub fn connection_info<'a>(env: Env<'a>, info: &ConnectionInfo) -> Term<'a> {
     let micros = |duration: std::time::Duration| duration.as_micros() as u64;
+    let verified = match info.verified {
+        Verified::Cookie => atoms::cookie(),
+        Verified::Certificate => atoms::certificate(),
+        Verified::No => atoms::none(),
+    };
     let role = match info.role {
         Role::Client => atoms::client(),
         Role::Server => atoms::server(),
@@ -206,11 +216,12 @@ pub fn connection_info<'a>(env: Env<'a>, info: &ConnectionInfo) -> Term<'a> {
             (atoms::quic_version(), quiche_version().encode(env)),
             (atoms::tls_version(), text(env, &info.tls_version)),
             (atoms::cipher(), text(env, &info.cipher)),
-            (atoms::verified(), atoms::cookie().encode(env)),
+            (atoms::verified(), verified.encode(env)),
             (
                 atoms::peer_name(),
                 text(env, info.peer_name.as_deref().unwrap_or("")),
             ),
+            (atoms::resumed(), info.resumed.encode(env)),
             (atoms::mtu(), info.mtu.encode(env)),
             (atoms::srtt(), micros(info.srtt).encode(env)),
             (atoms::rttvar(), micros(info.rttvar).encode(env)),
@@ -231,6 +242,23 @@ pub fn connection_info<'a>(env: Env<'a>, info: &ConnectionInfo) -> Term<'a> {
             (atoms::receive_unconsumed(), info.unconsumed.encode(env)),
             (atoms::paths(), info.paths.encode(env)),
             (atoms::streams_out(), info.streams_out.encode(env)),
+            (atoms::datagram_size(), info.datagram_size.encode(env)),
+            (
+                atoms::user_datagrams_sent(),
+                info.datagrams_sent.encode(env),
+            ),
+            (
+                atoms::user_datagrams_received(),
+                info.datagrams_received.encode(env),
+            ),
+            (
+                atoms::user_datagrams_lost(),
+                info.datagrams_lost.encode(env),
+            ),
+            (
+                atoms::user_datagrams_dropped(),
+                info.datagrams_dropped.encode(env),
+            ),
             (
                 atoms::streams_in(),
                 info.streams_in.map_or_else(
@@ -264,6 +292,7 @@ pub fn endpoint_info<'a, E: Events>(env: Env<'a>, endpoint: &Endpoint<E>) -> Ter
         (atoms::datagrams_received(), &counters.datagrams_received),
         (atoms::datagrams_dropped(), &counters.dropped_strays),
         (atoms::connections_dropped(), &counters.dropped_limit),
+        (atoms::retries_sent(), &counters.retries),
         (atoms::send_errors(), &counters.send_errors),
     ] {
         pairs.push((name, counter.load(Relaxed).encode(env)));
@@ -271,7 +300,7 @@ pub fn endpoint_info<'a, E: Events>(env: Env<'a>, endpoint: &Endpoint<E>) -> Ter
     map(env, &pairs)
 }
 
-fn map<'a>(env: Env<'a>, pairs: &[(Atom, Term<'a>)]) -> Term<'a> {
+pub fn map<'a>(env: Env<'a>, pairs: &[(Atom, Term<'a>)]) -> Term<'a> {
     pairs
         .iter()
         .fold(rustler::types::map::map_new(env), |map, (key, value)| {

@@ -80,10 +80,12 @@ impl Connection {
         self.hang_up(code, text);
     }
 
-    /// The peer sent what the VM must not see.
-    pub(super) fn bad_packet(&mut self, text: &str) {
-        self.report(CloseReason::BadPacket { text: text.into() });
-        self.hang_up(code::BAD_PACKET, text);
+    /// The endpoint has failed. Nothing is known of the state that this connection is in.
+    pub(crate) fn fail(&mut self, reason: CloseReason) {
+        self.report(reason);
+        if !matches!(self.state, State::Ended) {
+            self.hang_up(code::INTERNAL, "the endpoint has failed");
+        }
     }
 
     /// The peer has finished its streams, and we have read them to the end.
@@ -97,21 +99,27 @@ impl Connection {
 
     /// Sends CONNECTION_CLOSE, and is done with the streams.
     pub(super) fn hang_up(&mut self, code: u64, text: &str) {
+        self.hang_up_with(true, code, text);
+    }
+
+    /// The same, with a code of ours or of the transport's.
+    pub(super) fn hang_up_with(&mut self, of_ours: bool, code: u64, text: &str) {
         self.state = State::Ended;
         let dropped = self.outbound.clear();
         self.drained(dropped);
         // Done: quiche has closed already, for a reason of its own.
-        let _ = self.quic.close(true, code, text.as_bytes());
+        let _ = self.quic.close(of_ours, code, text.as_bytes());
     }
 
     /// Tells whoever has to know, once.
-    fn report(&mut self, reason: CloseReason) {
+    pub(super) fn report(&mut self, reason: CloseReason) {
         let known = match self.state {
             State::Ended | State::Lingering(_) => return,
             State::Handshaking(_) => self.role == Role::Client,
             State::Unclaimed(_) | State::Open => true,
         };
         self.shared.closed.store(true, Ordering::Release);
+        self.shared.streams.close();
         self.happenings.push_back(if known {
             Happening::Event(Event::Closed(reason))
         } else if self.quic.stats().recv == 0 {
@@ -144,7 +152,11 @@ impl Connection {
         let reason = if let Some(error) = self.quic.peer_error() {
             CloseReason::from_error(error, false)
         } else if let Some(error) = self.quic.local_error() {
-            CloseReason::from_error(error, true)
+            let reason = CloseReason::from_error(error, true);
+            match reason {
+                CloseReason::Tls { alert, .. } => self.refused_certificate(alert).unwrap_or(reason),
+                reason => reason,
+            }
         } else if self.quic.is_timed_out() {
             CloseReason::IdleTimeout
         } else if self.quic.is_closed() || self.quic.is_draining() {

@@ -2,16 +2,19 @@
 
 use bytes::BufMut;
 
-use super::{Connection, State, hello};
+use super::notice::{self, Notice};
+use super::{Connection, Happening, State, hello};
 use crate::close::code;
 use crate::config::Limits;
 use crate::event::Event;
 use crate::frame::{FrameReader, Frames, Prefix};
 use crate::layout::{CONTROL, MAX_DATA_STREAMS, Role};
-use crate::router;
+use crate::packets::{self, Allocate, Arriving, Packets};
 
 /// One event holds at most this many bytes of a data stream, or one packet if that is longer.
 const READ_BATCH: usize = 256 << 10;
+/// A data stream with less than this to read is served before the others.
+const SHORT: usize = 16 << 10;
 /// All that a peer may ever send on the control stream, ticks excluded: a distribution handshake
 /// takes some hundred bytes, and what comes later has no meaning.
 const MAX_CONTROL_IN: usize = 256 << 10;
@@ -28,23 +31,35 @@ pub(super) struct Inbound {
     /// How many data streams the peer writes, once its hello has come.
     peer_streams: Option<usize>,
     data: Vec<DataStream>,
+    /// Which of the long data streams is served next.
+    next: usize,
+    max_frame: usize,
+    pub allocate: Allocate,
 }
 
 struct DataStream {
     id: u64,
     reader: FrameReader,
+    /// The packet that comes now, if it is a large one. Then the reader has nothing.
+    arriving: Option<Arriving>,
+    /// The last one was: of the next, the prefix is read first.
+    large: bool,
     /// The peer's last byte has been read.
     finished: bool,
     /// The reader stands behind a fence, which carries this packet, until all streams do.
     fence: Option<Vec<u8>>,
-    /// The reader's tail may hold whole packets: it stood behind a fence.
-    resumed: bool,
+    /// The reader's tail may hold whole packets: it stood behind a fence, or this is an empty one.
+    uncut: bool,
 }
 
 impl DataStream {
     /// Everything that the peer sent on it has been cut into packets.
     fn ended(&self) -> bool {
-        self.finished && self.fence.is_none() && !self.resumed
+        self.finished && self.fence.is_none() && !self.uncut
+    }
+
+    fn at_boundary(&self) -> bool {
+        self.arriving.is_none() && self.reader.at_boundary()
     }
 }
 
@@ -68,11 +83,16 @@ impl Inbound {
                 .map(|index| DataStream {
                     id: role.peer().data_stream(index),
                     reader: FrameReader::new(Prefix::Data, limits.max_frame),
+                    arriving: None,
+                    large: false,
                     finished: false,
                     fence: None,
-                    resumed: false,
+                    uncut: false,
                 })
                 .collect(),
+            next: 0,
+            max_frame: limits.max_frame,
+            allocate: packets::on_heap,
         }
     }
 
@@ -98,15 +118,9 @@ impl Connection {
             self.read_control_stream();
         }
         if let (true, Some(streams)) = (self.inbound.reads_data, self.inbound.peer_streams) {
-            loop {
-                for index in 0..streams {
-                    self.read_data_stream(index);
-                }
-                if !self.pass_fence(streams) {
-                    break;
-                }
-            }
-            if self.quic.is_readable() {
+            while self.read_data_streams(streams) || self.pass_fence(streams) {}
+            // With streams of the application's, others than those announced are those.
+            if self.quic.is_readable() && !self.has_user_streams() {
                 self.check_other_streams(streams);
             }
         }
@@ -114,12 +128,20 @@ impl Connection {
         if self.quic.is_readable() {
             self.check_own_streams();
         }
+        // What was read may have ended it: nothing is told after the end.
         if !matches!(self.state, State::Open) {
             return;
         }
+        if let (true, true, Some(streams)) = (
+            self.has_user_streams(),
+            self.inbound.reads_data,
+            self.inbound.peer_streams,
+        ) {
+            self.read_user_streams(streams);
+        }
         // The peer has ended its side in order, and we have all that it sent (`docs/protocol.md`,
         // "The end of a connection").
-        if self.inbound.finished() {
+        if matches!(self.state, State::Open) && self.inbound.finished() {
             self.peer_finished();
         }
     }
@@ -176,14 +198,21 @@ impl Connection {
     fn control_frames(&mut self, mut frames: Frames) {
         if self.inbound.peer_streams.is_none() && !frames.ranges.is_empty() {
             let first = frames.ranges.remove(0);
-            self.inbound.peer_streams = hello::read(&frames.bytes[first]);
-            if self.inbound.peer_streams.is_none() {
+            let Some(hello) = hello::read(&frames.bytes[first]) else {
                 self.break_off(code::PROTOCOL, "not a hello that this version understands");
                 return;
-            }
+            };
+            self.inbound.peer_streams = Some(hello.data_streams);
+            self.shared.streams.peer_allows(hello.user_streams);
         }
         // Ticks have said what they had to say by arriving.
         frames.ranges.retain(|range| !range.is_empty());
+        if frames.ranges.is_empty() {
+            return;
+        }
+        frames
+            .ranges
+            .retain(|range| !self.noticed(&frames.bytes[range.clone()]));
         if frames.ranges.is_empty() {
             return;
         }
@@ -195,43 +224,182 @@ impl Connection {
         self.happen(Event::Control(frames));
     }
 
-    fn read_data_stream(&mut self, index: usize) {
+    /// Whether a packet of the control stream was for this layer.
+    fn noticed(&mut self, packet: &[u8]) -> bool {
+        match notice::read(packet) {
+            None => return false,
+            Some(Notice::Cancel(id, code)) => self.cancelled(id, code),
+            // What a later version says is not needed to understand this one.
+            Some(Notice::Unknown) => {}
+        }
+        true
+    }
+
+    /// A batch of each data stream, of those first that have little: what one sender has sent at
+    /// length takes neither the budget nor the time of another's short message. Whether there may be
+    /// more.
+    fn read_data_streams(&mut self, streams: usize) -> bool {
+        let mut long = [false; MAX_DATA_STREAMS as usize];
+        let mut more = false;
+        for (index, long) in long.iter_mut().enumerate().take(streams) {
+            let id = self.inbound.data[index].id;
+            *long = self.quic.stream_readable_len(id, SHORT) >= SHORT;
+            if !*long {
+                more |= self.read_data_stream(index);
+            }
+        }
+        // The budget is not always enough for all: the next time it is the next one's.
+        let first = self.inbound.next;
+        for index in (first..streams).chain(0..first) {
+            if long[index] && !self.shared.receive.must_wait() {
+                self.inbound.next = (index + 1) % streams;
+                more |= self.read_data_stream(index);
+            }
+        }
+        more
+    }
+
+    /// A batch of a data stream; whether there may be more.
+    fn read_data_stream(&mut self, index: usize) -> bool {
         // Above the budget nothing is read: the stream's flow control window fills, and the peer
         // stops. `Handle::consumed` brings us back.
-        while matches!(self.state, State::Open)
-            && self.wants(index)
-            && !self.shared.receive.must_wait()
+        if !matches!(self.state, State::Open)
+            || !self.wants(index)
+            || self.shared.receive.must_wait()
         {
-            let stream = &mut self.inbound.data[index];
-            let id = stream.id;
-            let tail = stream.reader.take_tail();
-            let resumed = std::mem::take(&mut stream.resumed);
-            let read = self.read_stream(id, tail);
-            let stream = &mut self.inbound.data[index];
-            stream.finished |= read.last;
-            if !read.grown && !read.last && !resumed {
-                stream.reader.restore(read.bytes);
-                return;
-            }
-            let cut = match stream.reader.cut(read.bytes) {
-                Ok(cut) => cut,
-                Err(too_long) => {
-                    let text = format!(
-                        "a packet of {} bytes on stream {id}, {} is the limit",
-                        too_long.length, too_long.limit
-                    );
-                    self.break_off(code::PROTOCOL, &text);
-                    return;
-                }
-            };
-            stream.fence = cut.fence;
-            if stream.ended() && !stream.reader.at_boundary() {
-                let text = format!("stream {id} ended inside a packet");
-                self.break_off(code::PROTOCOL, &text);
-                return;
-            }
-            self.deliver(cut.frames);
+            return false;
         }
+        let mut packets = Packets::default();
+        let more = self.read_packets(index, &mut packets);
+        // Broken off: nothing comes after the end.
+        if !matches!(self.state, State::Open) {
+            return false;
+        }
+        let stream = &self.inbound.data[index];
+        if stream.ended() && !stream.at_boundary() {
+            let text = format!("stream {} ended inside a packet", stream.id);
+            self.break_off(code::PROTOCOL, &text);
+            return false;
+        }
+        self.deliver(packets);
+        more
+    }
+
+    /// Reads a batch of packets; whether there may be more.
+    fn read_packets(&mut self, index: usize, packets: &mut Packets) -> bool {
+        while packets.len() < READ_BATCH && self.wants(index) {
+            let stream = &mut self.inbound.data[index];
+            let more = if stream.arriving.is_some() {
+                self.read_large(index, packets)
+            } else if stream.large && !stream.uncut {
+                self.read_prefix(index)
+            } else {
+                self.read_small(index, packets)
+            };
+            if !more {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// More of a large packet.
+    fn read_large(&mut self, index: usize, packets: &mut Packets) -> bool {
+        let stream = &mut self.inbound.data[index];
+        let Some(mut arriving) = stream.arriving.take() else {
+            return true;
+        };
+        let read = self.quic.stream_recv_buf(stream.id, arriving.room());
+        let came = match read {
+            Ok((length, last)) => {
+                stream.finished |= last;
+                length
+            }
+            Err(error) => {
+                stream.arriving = Some(arriving);
+                self.read_failed(index, error);
+                return false;
+            }
+        };
+        match arriving.came(came) {
+            Ok(memory) => packets.put_large(memory),
+            Err(arriving) => stream.arriving = Some(arriving),
+        }
+        true
+    }
+
+    /// The next packet's prefix alone, where that is likely to be a large one's.
+    fn read_prefix(&mut self, index: usize) -> bool {
+        let stream = &mut self.inbound.data[index];
+        let mut prefix = stream.reader.take_tail();
+        let room = Prefix::Data.size().saturating_sub(prefix.len());
+        let read = self
+            .quic
+            .stream_recv_buf(stream.id, (&mut prefix).limit(room));
+        match read {
+            Ok((_, last)) => stream.finished |= last,
+            Err(error) => {
+                stream.reader.restore(prefix);
+                self.read_failed(index, error);
+                return false;
+            }
+        }
+        let (limit, allocate) = (self.inbound.max_frame, self.inbound.allocate);
+        stream.arriving = Arriving::begun(&prefix, limit, allocate);
+        if stream.arriving.is_none() {
+            stream.large = prefix.len() < Prefix::Data.size();
+            stream.uncut = !stream.large;
+            stream.reader.restore(prefix);
+        }
+        true
+    }
+
+    fn read_failed(&mut self, index: usize, error: quiche::Error) {
+        // Done: nothing more now. Anything else has ended the connection inside quiche.
+        if matches!(error, quiche::Error::StreamReset(_)) {
+            let text = format!("stream {} was reset", self.inbound.data[index].id);
+            self.break_off(code::PROTOCOL, &text);
+        }
+    }
+
+    /// What there is, to be cut into packets. If the last one is large and has not all come, it goes on
+    /// as one of these.
+    fn read_small(&mut self, index: usize, packets: &mut Packets) -> bool {
+        let stream = &mut self.inbound.data[index];
+        let id = stream.id;
+        let tail = stream.reader.take_tail();
+        let uncut = std::mem::take(&mut stream.uncut);
+        let read = self.read_stream(id, tail);
+        let stream = &mut self.inbound.data[index];
+        stream.finished |= read.last;
+        if !read.grown && !read.last && !uncut {
+            stream.reader.restore(read.bytes);
+            return false;
+        }
+        let cut = match stream.reader.cut(read.bytes) {
+            Ok(cut) => cut,
+            Err(too_long) => {
+                let text = format!(
+                    "a packet of {} bytes on stream {id}, {} is the limit",
+                    too_long.length, too_long.limit
+                );
+                self.break_off(code::PROTOCOL, &text);
+                return false;
+            }
+        };
+        stream.fence = cut.fence;
+        packets.put(cut.frames);
+        // Behind a fence nothing is looked at.
+        if stream.fence.is_none() {
+            let tail = stream.reader.take_tail();
+            let (limit, allocate) = (self.inbound.max_frame, self.inbound.allocate);
+            stream.arriving = Arriving::begun(&tail, limit, allocate);
+            match stream.arriving {
+                Some(_) => stream.large = true,
+                None => stream.reader.restore(tail),
+            }
+        }
+        true
     }
 
     fn wants(&self, index: usize) -> bool {
@@ -239,14 +407,19 @@ impl Connection {
         stream.fence.is_none() && !stream.ended()
     }
 
-    fn deliver(&mut self, frames: Frames) {
-        // The VM takes it on trust that nobody refers to an atom cache that was not agreed on.
-        if !self.has_atom_cache() && frames.iter().any(router::refers_to_atom_cache) {
-            return self.bad_packet("atom cache references, though there is no atom cache");
+    /// What has come on several streams is one event: one costs more than what most of them have.
+    fn deliver(&mut self, packets: Packets) {
+        if packets.is_empty() {
+            return;
         }
-        if !frames.ranges.is_empty() {
-            self.shared.receive.add(frames.bytes.len());
-            self.happen(Event::Data(frames));
+        self.shared.receive.add(packets.len());
+        match self.happenings.back_mut() {
+            Some(Happening::Event(Event::Data(before)))
+                if before.len() + packets.len() <= READ_BATCH =>
+            {
+                before.append(packets);
+            }
+            _ => self.happen(Event::Data(packets)),
         }
     }
 
@@ -262,7 +435,7 @@ impl Connection {
         }
         let mut frames = Frames::default();
         for stream in data {
-            stream.resumed = true;
+            stream.uncut = true;
             match stream.fence.take() {
                 Some(packet) if !packet.is_empty() => {
                     let start = frames.bytes.len();
@@ -272,13 +445,10 @@ impl Connection {
                 _ => {}
             }
         }
-        self.deliver(frames);
+        let mut packets = Packets::default();
+        packets.put(frames);
+        self.deliver(packets);
         true
-    }
-
-    /// It needs a total order, and so takes part only with one data stream each way.
-    fn has_atom_cache(&self) -> bool {
-        self.outbound.streams() == 1 && self.inbound.peer_streams == Some(1)
     }
 
     /// A data stream is written by the side that opened it only.

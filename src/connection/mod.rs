@@ -5,14 +5,26 @@
 //! It takes datagrams, commands and instants, and gives back events and datagrams. It has no
 //! socket, no thread and no clock (quiche reads the clock for its own timers; ours take `now`).
 
+mod departing;
 mod end;
-mod hello;
+mod flight;
+pub(crate) mod hello;
 mod inbound;
+mod mtu;
+pub(crate) mod notice;
 mod outbound;
+mod paths;
+mod peer;
+mod refusals;
+mod search;
 #[cfg(test)]
 mod tests;
 mod transmit;
+mod user_streams;
 
+pub(crate) use paths::MAX_PATHS;
+pub use paths::Path;
+pub(crate) use transmit::Network;
 pub use transmit::{Sent, Train, Transmit};
 
 use std::collections::VecDeque;
@@ -23,17 +35,23 @@ use std::time::{Duration, Instant};
 
 use quiche::{ConnectionId, RecvInfo};
 
-use crate::close::CloseReason;
+use crate::close::{CloseReason, code};
 use crate::config::Limits;
 use crate::event::Event;
 use crate::handle::{ConnectionCommand, ConnectionInfo, Shared};
-use crate::identity;
 use crate::layout::Role;
-use crate::send_queue::Pieces;
+use crate::packets::Allocate;
+use crate::sessions::Session;
 use crate::table::random_id;
 use end::Suspicion;
+use flight::{Flight, Pieces};
 use inbound::Inbound;
 use outbound::Outbound;
+use paths::Paths;
+use peer::Peer;
+use refusals::Refusals;
+use search::Search;
+use user_streams::UserStreams;
 
 /// Where a connection stands in its life.
 #[derive(Debug)]
@@ -50,11 +68,25 @@ enum State {
     Ended,
 }
 
+/// A way that the driver is to ask the system for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RouteWanted {
+    /// Packets have been refused there.
+    Instead(Path),
+    /// Discovery says that the peer is there.
+    To(SocketAddr),
+}
+
 /// How soon a connection in use is looked at again, at the latest.
 const COME_BY: Duration = Duration::from_millis(20);
 
 /// quiche's connection, with send buffers that are not copied.
 pub(crate) type Quic = quiche::Connection<Pieces>;
+
+/// What a handshake may take in, in bytes: some flights of long certificate chains, some of them lost.
+/// Handshake data that arrives out of order is kept, and each byte of it may come as a frame of its
+/// own, which costs 25 times what it took to send.
+const HANDSHAKE_BYTES: usize = 64 << 10;
 
 /// How long an ended connection is kept at most.
 const FORGET_AFTER: Duration = Duration::from_secs(3);
@@ -68,6 +100,8 @@ pub enum Happening {
     Refused(CloseReason),
     /// What was taken for a connection was none: nothing of it could be authenticated.
     Stray,
+    /// The peer may be met again with this TLS session, for as long as its certificate is valid.
+    Session(Session, Duration),
     /// For the connection's owner.
     Event(Event),
 }
@@ -79,21 +113,32 @@ pub struct Connection {
     state: State,
     inbound: Inbound,
     outbound: Outbound,
+    user: UserStreams,
+    paths: Paths,
+    flight: Flight,
+    search: Search,
+    refusals: Refusals,
     shared: Arc<Shared>,
     happenings: VecDeque<Happening>,
+    peer: Peer,
     suspicion: Option<Suspicion>,
     /// A packet that quiche made and that fits no GSO train with those before it.
     held: Option<(Vec<u8>, quiche::SendInfo)>,
     /// A train that the operating system had no room for.
     unsent: Option<(Vec<u8>, Transmit)>,
-    /// The last turn's share was sent, and there may be more.
-    more: bool,
+    /// What is to be sent does not wait ([`Connection::can_wait`]): somebody asked for it, a timer
+    /// was due, or the last turn's share was not all.
+    urgent: bool,
     /// Datagrams that came since anything was sent, and until when they may go unanswered; none
     /// of what may wait ([`Connection::can_wait`]).
     unanswered: usize,
+    /// Bytes that came in the handshake.
+    handshake_bytes: usize,
     answer_at: Option<Instant>,
     /// Something was sent or received since the event thread made its plan.
     active: bool,
+    /// There is more to read than one turn's share.
+    again: bool,
     /// When the event thread comes by at the latest.
     planned: Option<Instant>,
     handshake_timeout: Duration,
@@ -113,20 +158,28 @@ impl Connection {
         now: Instant,
     ) -> Self {
         Connection {
-            quic,
             role,
             state: State::Handshaking(now + limits.handshake_timeout),
             inbound: Inbound::new(role, limits),
             outbound: Outbound::new(role, limits),
+            user: UserStreams::new(limits),
+            paths: Paths::new(&quic, limits),
+            search: Search::default(),
+            refusals: Refusals::new(now),
+            flight: Flight::default(),
+            quic,
             shared,
             happenings: VecDeque::new(),
+            peer: Peer::new(),
             suspicion: None,
             held: None,
             unsent: None,
-            more: false,
+            urgent: false,
             unanswered: 0,
+            handshake_bytes: 0,
             answer_at: None,
             active: false,
+            again: false,
             planned: None,
             handshake_timeout: limits.handshake_timeout,
             linger: limits.linger,
@@ -135,13 +188,31 @@ impl Connection {
         }
     }
 
+    /// Large packets are to lie in memory of this kind.
+    pub(crate) fn allocate_with(&mut self, allocate: Allocate) {
+        self.inbound.allocate = allocate;
+    }
+
     /// Takes a datagram from the network. Whatever it holds, what goes wrong is this connection's
     /// end and nobody else's.
     pub fn receive(&mut self, datagram: &mut [u8], from: SocketAddr, to: SocketAddr) {
         self.active = true;
         self.unanswered += usize::from(datagram.len() > transmit::BARE_ACK);
+        if matches!(self.state, State::Handshaking(_)) {
+            self.handshake_bytes += datagram.len();
+            if self.handshake_bytes > HANDSHAKE_BYTES {
+                return self.break_off(code::LIMIT, "too much in the handshake");
+            }
+        }
+        let info = RecvInfo { from, to };
         // An error has ended the connection inside quiche; `work` finds it there, with its code.
-        let _ = self.quic.recv(datagram, RecvInfo { from, to });
+        if self.is_usual(from, to) {
+            let _ = self.quic.recv(datagram, info);
+        } else if self.is_active(from, to) {
+            self.receive_in_place(datagram, info);
+        } else {
+            self.receive_astray(datagram, info);
+        }
     }
 
     /// Moves everything on that can move: to be called after datagrams, commands and deadlines,
@@ -149,17 +220,22 @@ impl Connection {
     pub(crate) fn work(&mut self, now: Instant) {
         if self.quic.timeout_instant().is_some_and(|at| at <= now) {
             self.quic.on_timeout();
-            self.urgent();
+            self.urgent = true;
         }
-        self.count_packets();
+        self.follow_paths(now);
+        self.shared.streams.served();
+        self.learn_credit();
         self.check_established(now);
         match self.state {
-            State::Open => self.read(),
+            State::Open => {
+                self.look_for_session();
+                self.read();
+            }
             State::Lingering(_) => self.discard(),
             _ => {}
         }
         if matches!(self.state, State::Open | State::Lingering(_)) {
-            self.write();
+            self.write(now);
         }
         self.check_suspicion(now);
         self.check_deadline(now);
@@ -172,18 +248,18 @@ impl Connection {
         }
     }
 
-    fn count_packets(&mut self) {
-        let stats = self.quic.stats();
-        self.shared
-            .packets_received
-            .store(stats.recv as u64, Ordering::Relaxed);
-        self.shared
-            .packets_sent
-            .store(stats.sent as u64, Ordering::Relaxed);
+    fn count_packets(&self, received: u64, sent: u64) {
+        let counters = &self.shared;
+        counters.packets_received.store(received, Ordering::Relaxed);
+        counters.packets_sent.store(sent, Ordering::Relaxed);
     }
 
     fn check_established(&mut self, now: Instant) {
         if !matches!(self.state, State::Handshaking(_)) || !self.quic.is_established() {
+            return;
+        }
+        if let Err(reason) = self.judge_peer() {
+            self.refuse_peer(reason);
             return;
         }
         match self.role {
@@ -200,15 +276,16 @@ impl Connection {
 
     /// Carries out what another thread asks for.
     pub(crate) fn command(&mut self, command: ConnectionCommand, now: Instant) {
-        self.urgent();
+        self.urgent = true;
         match command {
             ConnectionCommand::ReadControl => self.read_control(),
             ConnectionCommand::ReadData => self.read_data(),
             // Being served is all that it takes.
             ConnectionCommand::Resume => {}
             ConnectionCommand::Control(framed) => self.send_control(framed),
-            ConnectionCommand::Data(framed) => self.send_data(framed),
+            ConnectionCommand::Data(batch) => self.send_data(batch),
             ConnectionCommand::Tick => self.tick(),
+            ConnectionCommand::Seek(peer) => self.said_to_be_at(peer),
             ConnectionCommand::Info(reply) => {
                 if let Some(info) = self.info() {
                     // Whoever asked may have stopped waiting.
@@ -216,6 +293,7 @@ impl Connection {
                 }
             }
             ConnectionCommand::Close(closing) => self.close(closing, now),
+            ConnectionCommand::Panic(text) => panic!("{text}"),
         }
     }
 
@@ -232,6 +310,14 @@ impl Connection {
         self.inbound.reads_data = true;
     }
 
+    /// The way that is wanted, once.
+    pub(crate) fn route_wanted(&mut self, now: Instant) -> Option<RouteWanted> {
+        if let Some(path) = self.lost_path(now) {
+            return Some(RouteWanted::Instead(path));
+        }
+        self.said_address().map(RouteWanted::To)
+    }
+
     /// When [`Connection::work`] wants to be called again.
     pub fn deadline(&self) -> Option<Instant> {
         let own = match self.state {
@@ -243,17 +329,14 @@ impl Connection {
             self.suspicion.as_ref().map(Suspicion::deadline),
             self.forget,
             self.answer_at,
+            self.paths.deadline(),
+            self.search.deadline(),
+            self.refusals.deadline(),
             self.quic.timeout_instant(),
         ]
         .into_iter()
         .flatten()
         .min()
-    }
-
-    /// What is to be sent does not wait.
-    fn urgent(&mut self) {
-        // As if more than one datagram were unanswered.
-        self.unanswered += 2;
     }
 
     /// When the event thread is to come by again, and it will.
@@ -285,9 +368,10 @@ impl Connection {
         self.happenings.push_back(Happening::Event(event));
     }
 
-    /// Whether the connection still counts as half open: its peer has not proved who it is.
+    /// Whether the connection counts as half open: its peer has not proved who it is. One that was
+    /// refused counts until it is forgotten, or refusals could fill the table.
     pub fn is_half_open(&self) -> bool {
-        matches!(self.state, State::Handshaking(_))
+        !self.quic.is_established()
     }
 
     /// Whether the connection can be forgotten.
@@ -298,14 +382,14 @@ impl Connection {
             && self.unsent.is_none()
     }
 
-    /// Makes new connection ids for the peer to use, as many as it takes, each paired with nothing
+    /// Makes new connection ids for the peer to use, as many as it may need, each paired with nothing
     /// that an observer could link (RFC 9000, section 5.1.1).
     pub fn new_ids(&mut self) -> Vec<ConnectionId<'static>> {
         let mut ids = Vec::new();
         if !matches!(self.state, State::Open) {
             return ids;
         }
-        while self.quic.scids_left() > 0 {
+        while self.quic.active_scids() < self.paths.ids() && self.quic.scids_left() > 0 {
             let mut token = [0; 16];
             let (Ok(id), Ok(())) = (random_id(), boring::rand::rand_bytes(&mut token)) else {
                 break;
@@ -319,9 +403,7 @@ impl Connection {
             }
             ids.push(id);
         }
-        if !ids.is_empty() {
-            self.urgent();
-        }
+        self.urgent |= !ids.is_empty();
         ids
     }
 
@@ -330,9 +412,10 @@ impl Connection {
         self.quic.retired_scid_next()
     }
 
-    /// The name in the peer's certificate.
+    /// The node that the peer's certificate names.
     pub fn peer_name(&self) -> Option<String> {
-        identity::peer_name(self.quic.peer_cert()?)
+        let certificate = self.shared.certificate.get()?;
+        certificate.node().map(str::to_owned)
     }
 
     /// The figures that an operator may ask for.
@@ -340,7 +423,8 @@ impl Connection {
         let path = self.quic.path_stats().max_by_key(|path| path.active)?;
         let stats = self.quic.stats();
         let peer_name = self.peer_name();
-        let mtu = self.quic.max_send_udp_payload_size();
+        let resumed = self.quic.is_resumed();
+        let mtu = self.max_packet();
         let ssl: &mut boring::ssl::SslRef = self.quic.as_mut();
         Some(ConnectionInfo {
             peer: path.peer_addr,
@@ -351,6 +435,8 @@ impl Connection {
                 .current_cipher()
                 .map_or_else(String::new, |cipher| cipher.name().to_owned()),
             peer_name,
+            resumed,
+            verified: self.peer.verified,
             mtu,
             srtt: path.rtt,
             rttvar: path.rttvar,
@@ -366,6 +452,12 @@ impl Connection {
             paths: stats.paths_count,
             streams_out: self.outbound.streams(),
             streams_in: self.inbound.peer_streams(),
+            datagram_size: self.datagram_size(),
+            datagrams_sent: stats.dgram_sent as u64,
+            datagrams_received: stats.dgram_recv as u64,
+            datagrams_lost: path.dgram_lost as u64,
+            datagrams_dropped: self.shared.streams.datagrams_lost()
+                + self.datagrams_missed(stats.dgram_recv as u64),
         })
     }
 }

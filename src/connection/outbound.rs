@@ -2,10 +2,14 @@
 //! congestion window go.
 
 use std::collections::VecDeque;
+use std::time::Instant;
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 
-use super::{Connection, Happening, State, hello};
+use super::hello::Hello;
+use super::{Connection, Happening, State};
+use crate::atom_cache::{AtomCache, Longer};
+use crate::batch::{Batch, LOW};
 use crate::close::code;
 use crate::config::Limits;
 use crate::event::Event;
@@ -13,12 +17,17 @@ use crate::frame::Prefix;
 use crate::layout::{CONTROL, CONTROL_URGENCY, Role, data_urgency};
 use crate::router::{Route, Router};
 use crate::send_queue::SendQueue;
+use crate::term::Process;
 
 /// All that may wait on our side of the control stream. The handshake's few messages never get
 /// here; a peer that gives no credit for them does.
 const MAX_CONTROL_OUT: usize = 256 << 10;
 /// Ticks are not queued behind this much: they would all say the same.
 const ENOUGH_TICKS: usize = 64;
+/// A stream with no more than this to send does not wait for what is on its way ([`super::flight`]).
+const SHORT: usize = 16 << 10;
+/// The streams with more take turns of this.
+const TURN: usize = 256 << 10;
 
 /// The writing side of a connection's streams.
 pub(super) struct Outbound {
@@ -26,11 +35,14 @@ pub(super) struct Outbound {
     control_opened: bool,
     data: Vec<DataStream>,
     router: Router,
+    atoms: AtomCache,
     /// Batches of packets that have no stream yet, because a fence is before them.
-    unrouted: VecDeque<Bytes>,
+    unrouted: VecDeque<Batch>,
     /// The streams have not been rid of the last fence.
     fenced: bool,
     finished: bool,
+    /// Which of the streams with much to send is served next.
+    next: usize,
 }
 
 struct DataStream {
@@ -38,12 +50,18 @@ struct DataStream {
     queue: SendQueue,
     /// What quiche was told; nothing, before the stream is opened.
     urgency: Option<u8>,
+    /// Who is to be told when it has little to send.
+    waiting: Vec<Process>,
 }
 
 impl Outbound {
     pub fn new(role: Role, limits: &Limits) -> Self {
         let mut control = SendQueue::default();
-        control.push(hello::packet(limits.data_streams).into());
+        let hello = Hello {
+            data_streams: limits.data_streams,
+            user_streams: limits.user_streams,
+        };
+        control.push(hello.packet().into());
         Outbound {
             control,
             control_opened: false,
@@ -52,12 +70,15 @@ impl Outbound {
                     id: role.data_stream(index),
                     queue: SendQueue::default(),
                     urgency: None,
+                    waiting: Vec::new(),
                 })
                 .collect(),
             router: Router::new(limits.data_streams),
+            atoms: AtomCache::new(limits.data_streams),
             unrouted: VecDeque::new(),
             fenced: false,
             finished: false,
+            next: 0,
         }
     }
 
@@ -73,10 +94,15 @@ impl Outbound {
             && self.data.iter().all(|s| s.queue.is_empty())
     }
 
+    /// Whether the control stream is taken well enough for more to be queued on it.
+    pub fn has_control_room(&self) -> bool {
+        self.control.len() < MAX_CONTROL_OUT / 2
+    }
+
     /// Drops what is queued, and says how many bytes of it were data.
     pub fn clear(&mut self) -> usize {
         self.control.clear();
-        let unrouted: usize = self.unrouted.drain(..).map(|batch| batch.len()).sum();
+        let unrouted: usize = self.unrouted.drain(..).map(|b| b.len()).sum();
         unrouted + self.data.iter_mut().map(|s| s.queue.clear()).sum::<usize>()
     }
 }
@@ -90,17 +116,13 @@ impl Connection {
         }
     }
 
-    /// Queues framed packets, each for the data stream that the router says.
-    pub(crate) fn send_data(&mut self, framed: Vec<u8>) {
+    /// Queues packets, each for the data stream that the router says.
+    pub(crate) fn send_data(&mut self, batch: Batch) {
         if !matches!(self.state, State::Open) {
-            self.drained(framed.len());
+            self.drained(batch.len());
             return;
         }
-        if self.outbound.data.len() == 1 {
-            self.outbound.data[0].queue.push(framed.into());
-            return;
-        }
-        self.outbound.unrouted.push_back(framed.into());
+        self.outbound.unrouted.push_back(batch);
         self.route();
     }
 
@@ -110,59 +132,125 @@ impl Connection {
     /// before the fence could never be sent.
     fn route(&mut self) {
         while !self.outbound.fenced
-            && let Some(framed) = self.outbound.unrouted.pop_front()
+            && let Some(mut batch) = self.outbound.unrouted.pop_front()
         {
-            let rest = self.route_to_fence(framed);
-            if !rest.is_empty() {
-                self.outbound.unrouted.push_front(rest);
+            self.route_to_fence(&mut batch);
+            if batch.is_empty() {
+                self.wait(batch.take_waiting());
+            } else {
+                self.outbound.unrouted.push_front(batch);
             }
         }
     }
 
-    /// The same for one batch; what is left of it is given back.
-    fn route_to_fence(&mut self, framed: Bytes) -> Bytes {
+    /// These wait until their streams have little to send.
+    fn wait(&mut self, waiting: Vec<Process>) {
+        for process in waiting {
+            match self.outbound.router.stream_of(process) {
+                Some(stream) => self.outbound.data[stream].waiting.push(process),
+                // A fence has made all start anew.
+                None => self.low(process),
+            }
+        }
+    }
+
+    fn low(&mut self, process: Process) {
+        if matches!(self.state, State::Open) {
+            let event = Event::Low(process);
+            self.happenings.push_back(Happening::Event(event));
+        }
+    }
+
+    /// The same for one batch.
+    fn route_to_fence(&mut self, batch: &mut Batch) {
+        if self.outbound.data.len() == 1 {
+            return self.queue(0, batch, usize::MAX);
+        }
         let loads = self.outbound.data.iter().map(|stream| stream.queue.len());
         self.outbound.router.set_loads(loads);
         // Neighbours for the same stream stay one piece.
-        let mut run = 0..0;
+        let mut run = 0;
         let mut run_stream = 0;
-        while let Some(length) = Prefix::Data.get(&framed[run.end..]) {
-            let start = run.end + Prefix::Data.size();
-            let end = (start + length).min(framed.len());
-            match self.outbound.router.route(&framed[start..end]) {
-                Route::Stream(stream) => {
-                    if stream != run_stream {
-                        self.queue(run_stream, framed.slice(run.clone()));
-                        run = run.end..run.end;
-                        run_stream = stream;
-                    }
-                    run.end = end;
-                }
-                Route::Fence => {
-                    self.queue(run_stream, framed.slice(run));
-                    self.fence(framed.slice(start..end));
-                    return framed.slice(end..);
-                }
+        while let Some(place) = batch.packet(run) {
+            let head = batch.head(&place);
+            let (stream, fence) = match self.outbound.router.route_long(head, place.length) {
+                Route::Stream(stream) => (stream, false),
+                Route::Fence => (0, true),
+            };
+            let longer = self.outbound.atoms.put(stream, head);
+            let as_it_is = !fence && longer.is_none();
+            if as_it_is && stream == run_stream {
+                run = place.end;
+                continue;
             }
+            self.queue(run_stream, batch, run);
+            let packet = place.end - run;
+            run_stream = stream;
+            if as_it_is {
+                run = packet;
+                continue;
+            }
+            run = 0;
+            let mut pieces = Vec::new();
+            batch.take(packet, |piece| pieces.push(piece));
+            let length = self.put_header(&mut pieces, place.length, longer);
+            if fence {
+                return self.fence(pieces, length);
+            }
+            let mut prefix = Vec::with_capacity(Prefix::Data.size());
+            if !Prefix::Data.put(length, &mut prefix) {
+                return self.break_off(code::LIMIT, "a packet is too long for its prefix");
+            }
+            self.push(stream, prefix.into());
+            pieces
+                .into_iter()
+                .for_each(|piece| self.push(stream, piece));
         }
-        self.queue(run_stream, framed.slice(run));
-        Bytes::new()
+        self.queue(run_stream, batch, run);
     }
 
-    fn queue(&mut self, stream: usize, bytes: Bytes) {
+    /// Takes the prefix off a packet in pieces, and gives it its header, which may have become longer;
+    /// that is counted. How long it is now.
+    fn put_header(
+        &mut self,
+        pieces: &mut Vec<Bytes>,
+        length: usize,
+        longer: Option<Longer>,
+    ) -> usize {
+        // The first piece has the prefix, the header and the control message.
+        let Some(first) = pieces.first_mut() else {
+            return 0;
+        };
+        first.advance(Prefix::Data.size());
+        let Some(Longer { start, replaced }) = longer else {
+            return length;
+        };
+        first.advance(replaced);
+        let more = start.len() - replaced;
+        pieces.insert(0, start.into());
+        self.shared.send.add(more);
+        length + more
+    }
+
+    /// Queues the first inline bytes of a batch, with their parts.
+    fn queue(&mut self, stream: usize, batch: &mut Batch, inline: usize) {
+        let queue = &mut self.outbound.data[stream].queue;
+        batch.take(inline, |piece| queue.push(piece));
+    }
+
+    fn push(&mut self, stream: usize, bytes: Bytes) {
         self.outbound.data[stream].queue.push(bytes);
     }
 
     /// A fence is a mark on every stream; the first carries its packet.
-    fn fence(&mut self, packet: Bytes) {
+    fn fence(&mut self, packet: Vec<Bytes>, length: usize) {
         let mut mark = Vec::new();
-        if !Prefix::put_fence(packet.len(), &mut mark) {
-            // Not reached: no packet that long can have been framed (`Prefix::put`).
+        if !Prefix::put_fence(length, &mut mark) {
             return self.break_off(code::LIMIT, "a packet is too long for a fence");
         }
         self.outbound.fenced = true;
-        self.queue(0, mark.into());
-        self.queue(0, packet);
+        self.push(0, mark.into());
+        packet.into_iter().for_each(|piece| self.push(0, piece));
         let mut empty = Vec::new();
         let _ = Prefix::put_fence(0, &mut empty);
         let empty = Bytes::from(empty);
@@ -171,7 +259,7 @@ impl Connection {
             .send
             .add(empty.len() * (self.outbound.data.len() - 1));
         for stream in 1..self.outbound.data.len() {
-            self.queue(stream, empty.clone());
+            self.push(stream, empty.clone());
         }
     }
 
@@ -189,40 +277,69 @@ impl Connection {
         let _ = self.quic.send_ack_eliciting();
     }
 
-    pub(super) fn write(&mut self) {
+    pub(super) fn write(&mut self, now: Instant) {
         if !self.quic.is_established() {
             return;
         }
+        self.follow_orders();
         self.write_control();
-        let mut drained = self.write_streams();
+        let mut drained = self.write_streams(now);
         while self.outbound.fenced && self.outbound.data.iter().all(|s| s.queue.is_empty()) {
             self.outbound.fenced = false;
             self.route();
-            drained += self.write_streams();
+            drained += self.write_streams(now);
         }
         if drained > 0 {
             self.drained(drained);
         }
+        for index in 0..self.outbound.data.len() {
+            let stream = &mut self.outbound.data[index];
+            if !stream.waiting.is_empty() && stream.queue.len() <= LOW {
+                for process in std::mem::take(&mut stream.waiting) {
+                    self.low(process);
+                }
+            }
+        }
+        self.write_user_streams(now);
         if matches!(self.state, State::Lingering(_)) {
             self.finish();
         }
     }
 
-    fn write_streams(&mut self) -> usize {
+    /// How much long data may be given to QUIC. Who has only little to send does not pay for the path's
+    /// figures.
+    pub(super) fn flight_room(&mut self, now: Instant) -> usize {
+        if !self.flight.is_known(now) {
+            let Some(path) = self.quic.path_stats().find(|path| path.active) else {
+                return 0;
+            };
+            self.flight.learn(now, path.delivery_rate, path.min_rtt);
+        }
+        self.flight.room()
+    }
+
+    fn write_streams(&mut self, now: Instant) -> usize {
         let mut drained = 0;
-        // The congestion window goes to the streams with the least to send first: a short message
-        // does not wait behind another sender's long one.
-        let mut order: [(usize, usize); crate::layout::MAX_DATA_STREAMS as usize] =
-            std::array::from_fn(|index| match self.outbound.data.get(index) {
-                Some(stream) if !stream.queue.is_empty() => (stream.queue.len(), index),
-                _ => (usize::MAX, index),
-            });
-        order.sort_unstable();
-        for (length, index) in order {
-            if length == usize::MAX {
-                break;
+        let streams = self.outbound.data.len();
+        // A short message does not wait behind another sender's long one.
+        for index in 0..streams {
+            if self.outbound.data[index].queue.len() <= SHORT {
+                drained += self.write_data(index, SHORT, now);
             }
-            drained += self.write_data(index);
+        }
+        // What may be on its way is not always enough for all: the next time it is the next one's.
+        let mut index = self.outbound.next;
+        let mut idle = 0;
+        while idle < streams {
+            let given = self.write_data(index, TURN, now);
+            drained += given;
+            index = (index + 1) % streams;
+            if given > 0 {
+                self.outbound.next = index;
+                idle = 0;
+            } else {
+                idle += 1;
+            }
         }
         drained
     }
@@ -243,18 +360,22 @@ impl Connection {
             let Some(piece) = self.outbound.control.take(room) else {
                 return;
             };
-            match self.quic.stream_send_zc(CONTROL, piece.clone(), false) {
+            match self
+                .quic
+                .stream_send_zc(CONTROL, piece.clone().into(), false)
+            {
                 Ok((_, None)) => {}
-                Ok((_, Some(rest))) => return self.outbound.control.put_back(rest),
+                Ok((_, Some(rest))) => return self.outbound.control.put_back(rest.bytes),
                 Err(quiche::Error::Done) => return self.outbound.control.put_back(piece),
                 Err(error) => return self.write_failed(CONTROL, error),
             }
         }
     }
 
-    fn write_data(&mut self, index: usize) -> usize {
+    /// Gives QUIC at most this much of a stream; how much it was.
+    fn write_data(&mut self, index: usize, most: usize, now: Instant) -> usize {
         let mut drained = 0;
-        loop {
+        while drained < most {
             let stream = &mut self.outbound.data[index];
             let id = stream.id;
             if stream.queue.is_empty() {
@@ -266,21 +387,30 @@ impl Connection {
                 // Incremental: streams of one urgency take turns.
                 self.prioritise(id, urgency, true);
             }
-            let room = self.room(id, self.outbound.data[index].queue.len());
-            let Some(piece) = self.outbound.data[index].queue.take(room) else {
+            let queued = self.outbound.data[index].queue.len();
+            let mut room = self.room(id, queued).min(most - drained);
+            let long = queued > SHORT;
+            if long {
+                room = room.min(self.flight_room(now));
+            }
+            let queue = &mut self.outbound.data[index].queue;
+            let Some(bytes) = queue.take(room) else {
                 break;
             };
-            let queue = &mut self.outbound.data[index].queue;
-            match self.quic.stream_send_zc(id, piece.clone(), false) {
+            let piece = match long {
+                true => self.flight.piece(bytes.clone()),
+                false => bytes.clone().into(),
+            };
+            match self.quic.stream_send_zc(id, piece, false) {
                 Ok((written, rest)) => {
                     drained += written;
                     if let Some(rest) = rest {
-                        queue.put_back(rest);
+                        queue.put_back(rest.bytes);
                         break;
                     }
                 }
                 Err(quiche::Error::Done) => {
-                    queue.put_back(piece);
+                    queue.put_back(bytes);
                     break;
                 }
                 Err(error) => {
@@ -307,7 +437,7 @@ impl Connection {
         let _ = self.quic.stream_priority(id, urgency, incremental);
     }
 
-    fn write_failed(&mut self, id: u64, error: quiche::Error) {
+    pub(super) fn write_failed(&mut self, id: u64, error: quiche::Error) {
         let text = match error {
             quiche::Error::StreamStopped(_) => format!("stream {id} was stopped"),
             quiche::Error::StreamLimit => format!("no credit to open stream {id}"),

@@ -5,7 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use super::{Connection, State};
+use super::{Connection, Path, State};
 
 /// No UDP datagram, and so no train, is longer.
 pub const MAX_TRAIN: usize = 65_535;
@@ -13,7 +13,7 @@ pub const MAX_TRAIN: usize = 65_535;
 const HEADERS: usize = 48;
 /// The largest packet that quiche makes. The buffer always has room for one more of them: given
 /// less, quiche would make a path MTU probe shorter than it believes.
-const MAX_PACKET: usize = 16_383;
+pub(super) const MAX_PACKET: usize = 16_383;
 
 /// Trains that one connection may send in its turn, so that it does not hold back the others.
 const TRAINS_PER_TURN: usize = 4;
@@ -52,43 +52,38 @@ pub struct Transmit {
     pub segment: usize,
 }
 
-/// The buffer that trains are made in. The default is none at all, to stand in for one that is
-/// taken out.
-#[derive(Default)]
+/// The buffer that trains are made in.
 pub struct Train {
     buffer: Vec<u8>,
-    max_segments: usize,
+}
+
+impl Default for Train {
+    fn default() -> Self {
+        Train {
+            buffer: vec![0; MAX_TRAIN + MAX_PACKET],
+        }
+    }
 }
 
 impl Train {
-    /// A buffer for trains of at most `max_segments` packets.
-    pub fn new(max_segments: usize) -> Self {
-        Train {
-            buffer: vec![0; MAX_TRAIN + MAX_PACKET],
-            max_segments: max_segments.max(1),
-        }
-    }
-
-    /// Sets what the system takes; it may learn that it takes less.
-    pub(crate) fn set_max_segments(&mut self, max_segments: usize) {
-        self.max_segments = max_segments.max(1);
-    }
-
     /// The bytes of the train that was made last.
     pub fn bytes(&self, transmit: &Transmit) -> &[u8] {
         &self.buffer[..transmit.length]
     }
 }
 
+/// Where trains go.
+pub(crate) trait Network {
+    /// The packets that one train may have, as far as the system has said.
+    fn max_segments(&self) -> usize;
+    /// Sends a train. `WouldBlock`: the system has no room for it; any other error: it is lost.
+    fn send(&self, bytes: &[u8], transmit: &Transmit) -> io::Result<()>;
+}
+
 impl Connection {
-    /// Sends what there is to send, as far as one turn goes. `send` is given each train; its
-    /// `WouldBlock` means that the train has not left.
-    pub(crate) fn send(
-        &mut self,
-        train: &mut Train,
-        send: impl FnMut(&[u8], &Transmit) -> io::Result<()>,
-    ) -> Sent {
-        self.send_trains(TRAINS_PER_TURN, train, send)
+    /// Sends what there is to send, as far as one turn goes.
+    pub(crate) fn send(&mut self, train: &mut Train, now: Instant, network: &dyn Network) -> Sent {
+        self.send_trains(TRAINS_PER_TURN, train, now, network)
     }
 
     /// Whether nothing is on its way that the peer has yet to acknowledge: then a small message is
@@ -101,12 +96,7 @@ impl Connection {
 
     /// Sends what was just queued, without reading anything: for a thread that is not the event
     /// thread. Happenings, if there are any, are left to that one.
-    pub(crate) fn flush(
-        &mut self,
-        train: &mut Train,
-        now: Instant,
-        send: impl FnMut(&[u8], &Transmit) -> io::Result<()>,
-    ) -> Sent {
+    pub(crate) fn flush(&mut self, train: &mut Train, now: Instant, network: &dyn Network) -> Sent {
         if !matches!(self.state, State::Open) {
             return Sent::More;
         }
@@ -114,8 +104,8 @@ impl Connection {
         if self.deadline().is_some_and(|at| at <= now) {
             return Sent::More;
         }
-        self.write();
-        let sent = self.send_trains(TRAINS_AT_ONCE, train, send);
+        self.write(now);
+        let sent = self.send_trains(TRAINS_AT_ONCE, train, now, network);
         if self.happenings.is_empty() && self.quic.local_error().is_none() && !self.quic.is_closed()
         {
             sent
@@ -128,35 +118,51 @@ impl Connection {
         &mut self,
         most: usize,
         train: &mut Train,
-        mut send: impl FnMut(&[u8], &Transmit) -> io::Result<()>,
+        now: Instant,
+        network: &dyn Network,
     ) -> Sent {
-        let blocked = |result: io::Result<()>| {
-            result.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
-        };
+        self.try_refused(now, network);
         if let Some((bytes, transmit)) = self.unsent.take()
-            && blocked(send(&bytes, &transmit))
+            && self.is_blocked(network.send(&bytes, &transmit), &bytes, &transmit, now)
         {
             self.unsent = Some((bytes, transmit));
             return Sent::Blocked;
         }
-        self.more = false;
         for _ in 0..most {
-            let Some(transmit) = self.transmit(train) else {
+            let Some(transmit) = self.transmit(train, network.max_segments()) else {
                 return Sent::All;
             };
-            if blocked(send(train.bytes(&transmit), &transmit)) {
+            let sent = network.send(train.bytes(&transmit), &transmit);
+            if self.is_blocked(sent, train.bytes(&transmit), &transmit, now) {
                 self.unsent = Some((train.bytes(&transmit).to_vec(), transmit));
                 return Sent::Blocked;
             }
         }
-        self.more = true;
+        self.urgent = true;
         Sent::More
+    }
+
+    fn is_blocked(
+        &mut self,
+        sent: io::Result<()>,
+        bytes: &[u8],
+        transmit: &Transmit,
+        now: Instant,
+    ) -> bool {
+        match sent {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => true,
+            Err(error) => {
+                self.refused_train(&error, bytes, transmit, now);
+                false
+            }
+            Ok(()) => false,
+        }
     }
 
     /// Whether sending can wait a little: all there is to say is that one datagram came.
     pub(crate) fn can_wait(&mut self, now: Instant) -> bool {
         let single = self.unanswered == 1
-            && !self.more
+            && !self.urgent
             && self.held.is_none()
             && self.unsent.is_none()
             && self.outbound.is_empty()
@@ -168,8 +174,9 @@ impl Connection {
         *self.answer_at.get_or_insert(now + ACK_DELAY) > now
     }
 
-    /// Makes the next train, if there is anything to send.
-    pub fn transmit(&mut self, train: &mut Train) -> Option<Transmit> {
+    /// Makes the next train, of at most `max_segments` packets, if there is anything to send.
+    pub fn transmit(&mut self, train: &mut Train, max_segments: usize) -> Option<Transmit> {
+        self.urgent = false;
         self.unanswered = 0;
         self.answer_at = None;
         let room = MAX_TRAIN - HEADERS;
@@ -182,7 +189,7 @@ impl Connection {
         };
         let mut length = segment;
         let mut segments = 1;
-        while segments < train.max_segments && length + segment <= room {
+        while segments < max_segments && length + segment <= room {
             let Some((size, next)) = self.packet(&mut train.buffer[length..]) else {
                 break;
             };
@@ -196,9 +203,10 @@ impl Connection {
                 break;
             }
         }
+        let path = self.paths.real(info.from, info.to);
         Some(Transmit {
-            to: info.to,
-            from: info.from,
+            to: path.peer,
+            from: path.local,
             length,
             segment,
         })
@@ -207,8 +215,33 @@ impl Connection {
     fn packet(&mut self, out: &mut [u8]) -> Option<(usize, quiche::SendInfo)> {
         // Done: nothing to send now. Any other error has ended the connection inside quiche, where
         // the next `work` finds it.
-        let packet = self.quic.send(out).ok()?;
+        let packet = self.farewell(out).or_else(|| {
+            let room = out.len().min(self.paths.max_packet());
+            self.quic.send(&mut out[..room]).ok()
+        })?;
         self.active = true;
+        let (size, info) = &packet;
+        if self.search.is_silent() && self.is_active(info.to, info.from) {
+            self.search.last = out[..*size].to_vec();
+        }
         Some(packet)
+    }
+
+    /// A packet of a path that was left.
+    fn farewell(&mut self, out: &mut [u8]) -> Option<(usize, quiche::SendInfo)> {
+        let (Path { local, peer }, instead, last) = self.paths.farewell()?;
+        let (from, to) = (instead.local, instead.peer);
+        // Nobody has got it, and the window of that path may have no room for another.
+        if !last.is_empty() && last.len() <= out.len() {
+            out[..last.len()].copy_from_slice(&last);
+            let at = Instant::now();
+            return Some((last.len(), quiche::SendInfo { from, to, at }));
+        }
+        // While too much is under way there, there is none, until quiche's timer has its say.
+        self.quic.send_ack_eliciting_on_path(local, peer).ok()?;
+        let room = out.len().min(self.paths.max_packet());
+        let out = &mut out[..room];
+        let (size, info) = self.quic.send_on_path(out, Some(local), Some(peer)).ok()?;
+        Some((size, quiche::SendInfo { from, to, ..info }))
     }
 }

@@ -5,18 +5,26 @@ use std::net::SocketAddr;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
-use super::{Driver, Entry, bump};
+use zeroize::Zeroizing;
+
+use super::{ConnectionId, Driver, Entry, bump};
 use crate::close::CloseReason;
-use crate::connection::{Connection, Happening, Quic, Sent, Transmit};
+use crate::config;
+use crate::connection::{Connection, Happening, Quic, RouteWanted, Sent};
 use crate::event::{Event, Events};
-use crate::handle::{Commands, Handle, Id, Shared};
+use crate::handle::{Handle, Id, Shared};
+use crate::identity::NodeIdentity;
 use crate::layout::Role;
 use crate::table::random_id;
+
+/// A name, a key for AES and one for HMAC, of 16 bytes each (BoringSSL's
+/// `SSL_CTX_set_tlsext_ticket_keys`).
+const TICKET_KEY_BYTES: usize = 48;
 
 impl<E: Events> Driver<E> {
     /// Does something with a connection that nobody else works on meanwhile.
     pub(super) fn with<T>(
-        &mut self,
+        &self,
         key: usize,
         action: impl FnOnce(&mut Connection) -> T,
     ) -> Option<T> {
@@ -27,7 +35,8 @@ impl<E: Events> Driver<E> {
     pub(super) fn dial(
         &mut self,
         to: SocketAddr,
-    ) -> Result<(Quic, quiche::ConnectionId<'static>), CloseReason> {
+        identity: Option<&NodeIdentity>,
+    ) -> Result<(Quic, ConnectionId), CloseReason> {
         if self.closing.is_some() {
             return Err(CloseReason::EndpointClosed);
         }
@@ -44,52 +53,96 @@ impl<E: Events> Driver<E> {
             text: error.to_string(),
         };
         let scid = random_id().map_err(|error| failed(&error))?;
-        let quic = quiche::connect_with_buffer_factory(None, &scid, local, to, &mut self.client)
+        let mut other = match identity {
+            Some(identity) => {
+                let tls = identity.client_context().map_err(|error| failed(&error))?;
+                let config = config::quic(&self.limits, Role::Client, tls);
+                Some(config.map_err(|error| failed(&error))?)
+            }
+            None => None,
+        };
+        let config = other.as_mut().unwrap_or(&mut self.client);
+        let quic = quiche::connect_with_buffer_factory(None, &scid, local, to, config)
             .map_err(|error| failed(&error))?;
         Ok((quic, scid))
     }
 
     pub(super) fn accept(
         &mut self,
-        dcid: quiche::ConnectionId<'static>,
+        dcid: ConnectionId,
+        original: Option<ConnectionId>,
         from: SocketAddr,
         to: SocketAddr,
     ) -> Option<usize> {
         if self.closing.is_some() {
             return None;
         }
-        if self.entries.len() >= self.limits.max_connections
-            || self.half_open >= self.limits.max_half_open
-        {
+        if self.entries.len() >= self.limits.max_connections {
             bump(&self.counters.dropped_limit, 1);
             return None;
         }
         let scid = random_id().ok()?;
-        let quic = match quiche::accept_with_buf_factory(&scid, None, to, from, &mut self.server) {
+        self.renew_ticket_key(Instant::now());
+        let config = &mut self.server;
+        let accepted = match &original {
+            None => quiche::accept_with_buf_factory(&scid, None, to, from, config),
+            Some(original) => {
+                let ids = quiche::RetryConnectionIds {
+                    original_destination_cid: original,
+                    retry_source_cid: &dcid,
+                };
+                quiche::accept_with_retry(&scid, ids, to, from, config)
+            }
+        };
+        let quic = match accepted {
             Ok(quic) => quic,
             Err(error) => {
                 log::error!("a connection from {from} cannot be accepted: {error}");
                 return None;
             }
         };
-        let shared = Shared::new(&self.limits);
+        let shared = Shared::new(Role::Server, &self.limits);
         let id = Id(self.ids.fetch_add(1, Relaxed));
         let handle = Handle::new(id, Role::Server, shared.clone(), self.sender.clone());
-        let connection = Connection::new(quic, Role::Server, &self.limits, shared, Instant::now());
+        let mut connection =
+            Connection::new(quic, Role::Server, &self.limits, shared, Instant::now());
+        connection.set_verified(self.verified.1);
+        let place = self.admission.enter(from, original.is_some());
         // The client's own choice of id stays in use until it has learnt ours.
-        Some(self.insert(id, handle, connection, None, from, vec![scid, dcid]))
+        let ids = vec![scid, dcid];
+        let key = self.insert(id, handle, connection, None, from, ids);
+        self.entries[key].half_open = Some(place);
+        self.count_connections();
+        Some(key)
+    }
+
+    /// What was sealed with a key is good for nothing once that is gone: so no ticket is accepted
+    /// that is older than `session_lifetime`, and what a resumed handshake gives does not reach
+    /// further than the first did.
+    fn renew_ticket_key(&mut self, now: Instant) {
+        if self.limits.session_lifetime.is_zero() || now < self.ticket_key_until {
+            return;
+        }
+        let mut key = Zeroizing::new([0; TICKET_KEY_BYTES]);
+        let set = boring::rand::rand_bytes(&mut key[..]).is_ok()
+            && self.server.set_ticket_key(&key[..]).is_ok();
+        if set {
+            self.ticket_key_until = now + self.limits.session_lifetime;
+        } else {
+            log::error!("the key of the TLS session tickets cannot be replaced");
+        }
     }
 
     pub(super) fn insert(
         &mut self,
         id: Id,
         handle: Handle,
-        connection: Connection,
+        mut connection: Connection,
         peer: Option<E::Peer>,
         from: SocketAddr,
-        ids: Vec<quiche::ConnectionId<'static>>,
+        ids: Vec<ConnectionId>,
     ) -> usize {
-        let half_open = peer.is_none();
+        connection.allocate_with(E::ALLOCATE);
         *handle.shared().connection.lock() = Some(connection);
         let key = self.entries.insert(Entry {
             id,
@@ -98,19 +151,19 @@ impl<E: Events> Driver<E> {
             from,
             ids: Vec::new(),
             listed: false,
-            half_open,
+            half_open: None,
+            dialled: None,
         });
         self.by_id.insert(id, key);
         for id in ids {
             self.register(key, id);
         }
-        self.half_open += usize::from(half_open);
         self.count_connections();
         self.list(key);
         key
     }
 
-    fn register(&mut self, key: usize, id: quiche::ConnectionId<'static>) {
+    fn register(&mut self, key: usize, id: ConnectionId) {
         if self.table.insert(id.clone(), key) {
             self.entries[key].ids.push(id);
         }
@@ -125,7 +178,9 @@ impl<E: Events> Driver<E> {
         }
         self.by_id.remove(&entry.id);
         self.timers.set(key, None);
-        self.half_open -= usize::from(entry.half_open);
+        if let Some(place) = entry.half_open {
+            self.admission.leave(place);
+        }
         self.count_connections();
     }
 
@@ -135,7 +190,7 @@ impl<E: Events> Driver<E> {
             .store(self.entries.len() as u64, Relaxed);
         self.counters
             .half_open
-            .store(self.half_open as u64, Relaxed);
+            .store(self.admission.half_open() as u64, Relaxed);
     }
 
     pub(super) fn serve(&mut self) {
@@ -155,26 +210,48 @@ impl<E: Events> Driver<E> {
     /// thread that was just given something can already send its answer.
     fn serve_one(&mut self, key: usize) {
         let now = Instant::now();
-        if self.with(key, |connection| connection.work(now)).is_none() {
-            return;
-        }
-        self.tell(key);
-        self.exchange_ids(key);
-        let sender = self.sender.clone();
-        let mut train = std::mem::take(&mut self.train);
-        train.set_max_segments(self.socket.max_segments());
-        let served = self.with(key, |connection| {
-            let sent = if connection.can_wait(now) {
-                Sent::All
-            } else {
-                let send = |bytes: &[u8], transmit: &Transmit| sender.send(bytes, transmit);
-                connection.send(&mut train, send)
-            };
-            // Sending can end a connection too (quiche finds errors there), and it frees room in
-            // the streams; the next turn sees to both.
-            (sent, connection.is_over(), connection.plan(now))
+        let worked = self.with(key, |connection| {
+            connection.work(now);
+            let happenings: Vec<_> = std::iter::from_fn(|| connection.happening()).collect();
+            let retired: Vec<_> = std::iter::from_fn(|| connection.retired_id()).collect();
+            let half_open = connection.is_half_open();
+            (happenings, half_open, retired, connection.new_ids())
         });
-        self.train = train;
+        let Some((happenings, half_open, retired, new)) = worked else {
+            return;
+        };
+        self.tell(key, happenings, half_open);
+        self.exchange_ids(key, &retired, new);
+        if self.with(key, Connection::has_shrunk) == Some(true) {
+            // A train of packets over the interface's MTU is EINVAL.
+            self.socket.renew();
+        }
+        match self.with(key, |connection| connection.route_wanted(now)) {
+            Some(Some(RouteWanted::Instead(path))) => self.reroute(key, path),
+            Some(Some(RouteWanted::To(peer))) => self.look_at(key, peer, now),
+            _ => {}
+        }
+        let entry = &self.entries[key];
+        let served = entry
+            .handle
+            .shared()
+            .connection
+            .lock()
+            .as_mut()
+            .map(|connection| {
+                let sent = if connection.can_wait(now) {
+                    Sent::All
+                } else {
+                    connection.send(&mut self.train, now, &*self.sender)
+                };
+                let sent = match sent {
+                    Sent::All if connection.wants_turn() => Sent::More,
+                    sent => sent,
+                };
+                // Sending can end a connection too (quiche finds errors there), and it frees room in
+                // the streams; the next turn sees to both.
+                (sent, connection.is_over(), connection.plan(now))
+            });
         let Some((sent, over, planned)) = served else {
             return;
         };
@@ -190,23 +267,35 @@ impl<E: Events> Driver<E> {
         }
     }
 
-    fn tell(&mut self, key: usize) {
+    pub(super) fn tell(&mut self, key: usize, happenings: Vec<Happening>, half_open: bool) {
         let entry = &mut self.entries[key];
-        let mut happenings = Vec::new();
-        let mut half_open = false;
-        if let Some(connection) = entry.handle.shared().connection.lock().as_mut() {
-            happenings.extend(std::iter::from_fn(|| connection.happening()));
-            half_open = connection.is_half_open();
-        }
         for happening in happenings {
             match happening {
                 Happening::Incoming => {
                     entry.peer = Some(self.events.incoming(&entry.handle, entry.from));
                 }
+                Happening::Session(session, left) => {
+                    if let Some((node, identity)) = &entry.dialled
+                        && *identity == self.identity
+                    {
+                        let lifetime = left.min(self.limits.session_lifetime);
+                        self.sessions.keep(node, session, lifetime, Instant::now());
+                    }
+                }
                 Happening::Stray => bump(&self.counters.dropped_strays, 1),
                 Happening::Refused(reason) => self.events.refused(entry.from, &reason),
                 Happening::Event(event) => {
                     let ended = matches!(event, Event::Closed(_));
+                    // It may be the session that one of us could not bear.
+                    if let Event::Closed(CloseReason::Tls { .. } | CloseReason::Certificate { .. }) =
+                        event
+                        && let Some((node, _)) = &entry.dialled
+                    {
+                        self.sessions.forget(node);
+                    }
+                    if let Event::Moved { to, .. } = &event {
+                        entry.from = to.peer;
+                    }
                     if let Some(peer) = &mut entry.peer {
                         self.events.event(peer, event);
                     }
@@ -216,22 +305,17 @@ impl<E: Events> Driver<E> {
                 }
             }
         }
-        if entry.half_open && !half_open {
-            entry.half_open = false;
-            self.half_open -= 1;
+        if !half_open && let Some(place) = entry.half_open.take() {
+            self.admission.leave(place);
             self.count_connections();
         }
     }
 
-    fn exchange_ids(&mut self, key: usize) {
-        let ids = self.with(key, |connection| {
-            let retired: Vec<_> = std::iter::from_fn(|| connection.retired_id()).collect();
-            (retired, connection.new_ids())
-        });
-        let Some((retired, new)) = ids else { return };
+    /// Forgets the ids that the peer will not use any more, and learns those that it may.
+    fn exchange_ids(&mut self, key: usize, retired: &[ConnectionId], new: Vec<ConnectionId>) {
         for id in retired {
-            self.table.remove(&id);
-            self.entries[key].ids.retain(|known| known != &id);
+            self.table.remove(id);
+            self.entries[key].ids.retain(|known| known != id);
         }
         for id in new {
             self.register(key, id);

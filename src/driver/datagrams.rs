@@ -3,13 +3,15 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::time::Instant;
 
-use super::{Driver, bump};
-use crate::connection::Transmit;
+use super::{ConnectionId, Driver, bump};
+use crate::admission::Verdict;
+use crate::connection::{Network, Transmit};
 use crate::event::Events;
-use crate::handle::Commands;
 use crate::ingress::{Arrival, classify};
 use crate::socket::{Batch, Refusal};
+use crate::table::random_id;
 
 /// Receiving calls before the connections get their turn, so that a flood of datagrams does not
 /// hold back what is to be sent.
@@ -52,10 +54,18 @@ impl<E: Events> Driver<E> {
         let to = SocketAddr::new(to.unwrap_or(local.ip()), local.port());
         let key = match classify(datagram, &self.table) {
             Arrival::Known(key) => key,
-            Arrival::Initial { dcid } => match self.accept(dcid, from, to) {
-                Some(key) => key,
-                None => return,
-            },
+            Arrival::Initial { scid, dcid, token } => {
+                let now = Instant::now();
+                match self.admission.decide(from, &dcid, &token, now) {
+                    Verdict::Accept(original) => match self.accept(dcid, original, from, to) {
+                        Some(key) => key,
+                        None => return,
+                    },
+                    Verdict::Retry => return self.retry(&scid, &dcid, from, to, now),
+                    Verdict::Full => return bump(&self.counters.dropped_limit, 1),
+                    Verdict::BadToken => return bump(&self.counters.dropped_strays, 1),
+                }
+            }
             Arrival::UnknownVersion { scid, dcid } => {
                 self.negotiate_version(&scid, &dcid, from, to);
                 return;
@@ -71,22 +81,48 @@ impl<E: Events> Driver<E> {
 
     fn negotiate_version(
         &mut self,
-        scid: &quiche::ConnectionId<'static>,
-        dcid: &quiche::ConnectionId<'static>,
+        scid: &ConnectionId,
+        dcid: &ConnectionId,
         to: SocketAddr,
         from: SocketAddr,
     ) {
         let mut packet = [0; 256];
         if let Ok(length) = quiche::negotiate_version(scid, dcid, &mut packet) {
-            let transmit = Transmit {
-                to,
-                from,
-                length,
-                segment: length,
-            };
-            // Lost or not: the sender tries again.
-            let _ = self.sender.send(&packet[..length], &transmit);
+            self.answer(&packet[..length], from, to);
         }
+    }
+
+    /// Has whoever sent an Initial prove that it gets what is sent to its address.
+    fn retry(
+        &mut self,
+        scid: &ConnectionId,
+        dcid: &ConnectionId,
+        to: SocketAddr,
+        from: SocketAddr,
+        now: Instant,
+    ) {
+        let Ok(id) = random_id() else { return };
+        let Ok(token) = self.admission.token(to, dcid, &id, now) else {
+            return;
+        };
+        let mut packet = [0; 256];
+        let version = quiche::PROTOCOL_VERSION;
+        if let Ok(length) = quiche::retry(scid, dcid, &id, &token, version, &mut packet) {
+            bump(&self.counters.retries, 1);
+            self.answer(&packet[..length], from, to);
+        }
+    }
+
+    /// Sends what is no connection's, and shorter than what it answers.
+    fn answer(&self, packet: &[u8], from: SocketAddr, to: SocketAddr) {
+        let transmit = Transmit {
+            to,
+            from,
+            length: packet.len(),
+            segment: packet.len(),
+        };
+        // Lost or not: the sender tries again.
+        let _ = self.sender.send(packet, &transmit);
     }
 
     pub(super) fn read_errors(&mut self) {
@@ -95,7 +131,7 @@ impl<E: Events> Driver<E> {
                 None => return,
                 Some(Refusal::Other) => {}
                 Some(Refusal::At(address)) => {
-                    let now = std::time::Instant::now();
+                    let now = Instant::now();
                     let keys: Vec<usize> = self
                         .entries
                         .iter()

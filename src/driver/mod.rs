@@ -4,11 +4,12 @@
 
 mod connections;
 mod datagrams;
+mod ending;
+mod routes;
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::SocketAddr;
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{Relaxed, Release};
@@ -18,20 +19,28 @@ use crossbeam_channel::Receiver;
 use mio::{Poll, Token, Waker};
 use slab::Slab;
 
-use crate::close::CloseReason;
+use crate::addresses::Addresses;
+use crate::admission::{Admission, Place};
 use crate::config::{self, Limits};
 use crate::connection::{Connection, Train};
 use crate::endpoint::{CommandSender, Counters, EndpointCommand, OpenError};
 use crate::event::{Event, Events};
 use crate::handle::{Command, Handle, Id};
-use crate::identity::NodeIdentity;
+use crate::identity::{NodeIdentity, Verified};
 use crate::layout::Role;
+use crate::sessions::Sessions;
 use crate::socket::{Batch, Socket};
 use crate::table::Table;
 use crate::timers::Timers;
 
 const SOCKET: Token = Token(0);
 const WAKER: Token = Token(1);
+const ADDRESSES: Token = Token(2);
+
+/// How often the event thread asks at least, whatever else runs in between.
+const BUSY_ROUNDS: usize = 3;
+
+type ConnectionId = quiche::ConnectionId<'static>;
 
 struct Entry<E: Events> {
     id: Id,
@@ -41,15 +50,20 @@ struct Entry<E: Events> {
     peer: Option<E::Peer>,
     from: SocketAddr,
     /// The ids in the table.
-    ids: Vec<quiche::ConnectionId<'static>>,
+    ids: Vec<ConnectionId>,
     /// It is in the list of those to serve.
     listed: bool,
-    half_open: bool,
+    /// The place among those that are half open, while it is.
+    half_open: Option<Place>,
+    /// The node that was dialled, and with which identity of ours.
+    dialled: Option<(String, u64)>,
 }
 
 /// See the module's documentation.
 pub(crate) struct Driver<E: Events> {
     poll: Poll,
+    /// None where the system does not tell of changes.
+    addresses: Option<Addresses>,
     socket: Arc<Socket>,
     commands: Receiver<Command<EndpointCommand<E>>>,
     sender: Arc<CommandSender<E>>,
@@ -57,6 +71,13 @@ pub(crate) struct Driver<E: Events> {
     limits: Limits,
     client: quiche::Config,
     server: quiche::Config,
+    sessions: Sessions,
+    /// Counts identities: a session belongs to one.
+    identity: u64,
+    /// How peers are verified that are dialled, and that dial.
+    verified: (Verified, Verified),
+    /// When the key that the server's tickets are sealed with is replaced.
+    ticket_key_until: Instant,
     entries: Slab<Entry<E>>,
     by_id: HashMap<Id, usize>,
     table: Table,
@@ -67,7 +88,7 @@ pub(crate) struct Driver<E: Events> {
     blocked: Vec<usize>,
     ids: Arc<AtomicU64>,
     counters: Arc<Counters>,
-    half_open: usize,
+    admission: Admission,
     /// The socket may have more datagrams than were read.
     readable: bool,
     /// The endpoint closes: the thread ends with its last connection, or at this time.
@@ -84,15 +105,20 @@ impl<E: Events> Driver<E> {
         events: E,
     ) -> Result<(Self, Arc<CommandSender<E>>), OpenError> {
         let (client, server) = configurations(&limits, identity)?;
+        let admission = Admission::new(&limits, Instant::now()).map_err(io::Error::other)?;
         let poll = Poll::new()?;
         socket.watch(poll.registry(), SOCKET)?;
+        let addresses = Addresses::watch(poll.registry(), ADDRESSES);
+        if let Err(error) = &addresses {
+            log::info!("changes of addresses are noticed late: {error}");
+        }
         let socket = Arc::new(socket);
         let waker = Waker::new(poll.registry(), WAKER)?;
         let (sender, commands) =
             CommandSender::new(waker, Arc::downgrade(&socket), counters.clone());
-        let train = Train::new(socket.max_segments());
         let driver = Driver {
             poll,
+            addresses: addresses.ok(),
             socket,
             commands,
             sender: sender.clone(),
@@ -100,50 +126,25 @@ impl<E: Events> Driver<E> {
             limits,
             client,
             server,
+            sessions: Sessions::default(),
+            identity: 0,
+            verified: verified(identity),
+            // Before the first ticket: BoringSSL's own key would be replaced when it likes.
+            ticket_key_until: Instant::now(),
             entries: Slab::new(),
             by_id: HashMap::new(),
             table: Table::default(),
             timers: Timers::default(),
             to_serve: VecDeque::new(),
-            train,
+            train: Train::default(),
             blocked: Vec::new(),
             ids,
             counters,
-            half_open: 0,
+            admission,
             readable: true,
             closing: None,
         };
         Ok((driver, sender))
-    }
-
-    /// Runs until the endpoint is closed. A panic ends it as well, after every connection has been
-    /// told: one wrong assumption must not leave processes waiting for events.
-    pub fn run(mut self) {
-        let result = std::panic::catch_unwind(AssertUnwindSafe(|| self.turns()));
-        // Somebody may have dialled since the last turn.
-        while let Ok(command) = self.commands.try_recv() {
-            if let Command::Endpoint(EndpointCommand::Connect {
-                handle, mut peer, ..
-            }) = command
-            {
-                handle.end();
-                self.events
-                    .event(&mut peer, Event::Closed(CloseReason::EndpointClosed));
-            }
-        }
-        for entry in &mut self.entries {
-            entry.1.handle.end();
-            entry.1.handle.shared().connection.lock().take();
-            if let Some(mut peer) = entry.1.peer.take() {
-                let reason = CloseReason::EndpointClosed;
-                self.events.event(&mut peer, Event::Closed(reason));
-            }
-        }
-        self.events.ended(match result {
-            Ok(Ok(())) => None,
-            Ok(Err(error)) => Some(format!("waiting for events failed: {error}")),
-            Err(panic) => Some(format!("a panic: {}", panic_text(&*panic))),
-        });
     }
 
     fn turns(&mut self) -> io::Result<()> {
@@ -157,12 +158,10 @@ impl<E: Events> Driver<E> {
             {
                 return Ok(());
             }
-            match self.poll.poll(&mut poll_events, self.wait(now)) {
-                Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
-                _ => {}
-            }
-            bump(&self.counters.wake_ups, 1);
+            self.poll(&mut poll_events, now)?;
+            let mut rerouted = false;
             for event in &poll_events {
+                rerouted |= event.token() == ADDRESSES;
                 if event.token() == SOCKET {
                     self.readable |= event.is_readable() || event.is_error();
                     if event.is_error() {
@@ -177,6 +176,9 @@ impl<E: Events> Driver<E> {
                     }
                 }
             }
+            if rerouted {
+                self.addresses_changed();
+            }
             self.take_commands();
             if self.readable {
                 self.receive(&mut batch);
@@ -190,6 +192,32 @@ impl<E: Events> Driver<E> {
                 self.socket.watch_room(self.poll.registry(), SOCKET, true)?;
             }
         }
+    }
+
+    /// Waits for something to do. For a moment it asks again and again, and lets other threads run
+    /// in between: to fall asleep and be woken takes longer, and who has just been spoken to often
+    /// hears more at once.
+    fn poll(&mut self, events: &mut mio::Events, now: Instant) -> io::Result<()> {
+        let wait = self.wait(now);
+        if wait == Some(Duration::ZERO) {
+            return ask(&mut self.poll, events, wait);
+        }
+        if !self.limits.busy_wait.is_zero() {
+            for round in 0.. {
+                ask(&mut self.poll, events, Some(Duration::ZERO))?;
+                if !events.is_empty() {
+                    return Ok(());
+                }
+                if round >= BUSY_ROUNDS && now.elapsed() >= self.limits.busy_wait {
+                    break;
+                }
+                std::thread::yield_now();
+            }
+        }
+        bump(&self.counters.wake_ups, 1);
+        // A deadline that passed meanwhile only makes this short.
+        let wait = self.wait(Instant::now());
+        ask(&mut self.poll, events, wait)
     }
 
     /// How long nothing is to be done.
@@ -240,12 +268,26 @@ impl<E: Events> Driver<E> {
                 id,
                 shared,
                 to,
+                node,
+                identity,
                 mut peer,
-            } => match self.dial(to) {
+            } => match self.dial(to, identity.as_deref()) {
                 Ok((quic, scid)) => {
-                    let connection =
-                        Connection::new(quic, Role::Client, &self.limits, shared, Instant::now());
-                    self.insert(id, handle, connection, Some(peer), to, vec![scid]);
+                    let now = Instant::now();
+                    let mut connection =
+                        Connection::new(quic, Role::Client, &self.limits, shared, now);
+                    let of_ours = identity.is_none();
+                    connection.set_verified(match &identity {
+                        Some(identity) => identity.verifies(Role::Client),
+                        None => self.verified.0,
+                    });
+                    if let Some(node) = &node {
+                        let session = of_ours.then(|| self.sessions.of(node, now)).flatten();
+                        connection.dials(node, session);
+                    }
+                    let key = self.insert(id, handle, connection, Some(peer), to, vec![scid]);
+                    self.entries[key].dialled =
+                        node.filter(|_| of_ours).map(|node| (node, self.identity));
                 }
                 Err(reason) => {
                     handle.end();
@@ -257,6 +299,10 @@ impl<E: Events> Driver<E> {
                     Ok((client, server)) => {
                         self.client = client;
                         self.server = server;
+                        self.identity += 1;
+                        self.verified = verified(&identity);
+                        self.sessions = Sessions::default();
+                        self.ticket_key_until = Instant::now();
                     }
                     Err(error) => log::error!("the new identity cannot be used: {error}"),
                 }
@@ -285,10 +331,18 @@ fn configurations(
     ))
 }
 
-fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("of unknown cause")
+fn verified(identity: &NodeIdentity) -> (Verified, Verified) {
+    (
+        identity.verifies(Role::Client),
+        identity.verifies(Role::Server),
+    )
+}
+
+fn ask(poll: &mut Poll, events: &mut mio::Events, wait: Option<Duration>) -> io::Result<()> {
+    match poll.poll(events, wait) {
+        Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// The event thread is the only writer.

@@ -16,11 +16,12 @@ use boring::hash::MessageDigest;
 use boring::nid::Nid;
 use boring::pkcs5;
 use boring::pkey::{PKey, Private};
-use boring::rand::rand_bytes;
 use boring::x509::extension::{
     AuthorityKeyIdentifier, BasicConstraints, ExtendedKeyUsage, KeyUsage, SubjectKeyIdentifier,
 };
 use boring::x509::{X509, X509Builder, X509Name};
+
+use zeroize::Zeroizing;
 
 use super::{During, IdentityError, Validity, name};
 
@@ -57,21 +58,6 @@ const AUTHORITY_NOT_AFTER: &str = "99991231235959Z";
 /// X.509 v3, which counts from zero.
 const X509_V3: i32 = 2;
 
-/// A buffer that does not outlive its use.
-///
-/// It is overwritten by a call out of Rust: unlike a plain store to memory that is never read
-/// again, the compiler cannot leave it out. Boxed, so that a move leaves no copy.
-struct Seed(Box<[u8; SEED_LEN]>);
-
-impl Drop for Seed {
-    fn drop(&mut self) {
-        if rand_bytes(&mut self.0[..]).is_err() {
-            self.0.fill(0);
-            std::hint::black_box(&self.0);
-        }
-    }
-}
-
 /// A cluster's certificate authority, with its private key. Keep it no longer than it takes to
 /// mint.
 pub struct CookieAuthority {
@@ -90,7 +76,7 @@ impl CookieAuthority {
         if cookie.is_empty() {
             return Err(IdentityError::EmptyCookie);
         }
-        let mut seed = Seed(Box::new([0; SEED_LEN]));
+        let mut seed = Zeroizing::new([0; SEED_LEN]);
         pkcs5::scrypt(
             cookie,
             SALT,
@@ -98,10 +84,10 @@ impl CookieAuthority {
             SCRYPT_R,
             SCRYPT_P,
             SCRYPT_MAX_MEMORY,
-            &mut seed.0[..],
+            &mut seed[..],
         )
         .during("scrypt")?;
-        let key = key_from_seed(&seed.0).during("authority key")?;
+        let key = key_from_seed(&seed).during("authority key")?;
         let certificate = self_signed(&key).during("authority certificate")?;
         Ok(Self { key, certificate })
     }

@@ -26,6 +26,8 @@
 //!   its first byte, or its refusal.
 
 mod authority;
+mod certificate;
+mod files;
 mod name;
 #[cfg(test)]
 mod tests;
@@ -39,14 +41,17 @@ use boring::ec::{EcGroup, EcKey};
 use boring::error::ErrorStack;
 use boring::nid::Nid;
 use boring::pkey::{PKey, Private};
-use boring::ssl::{
-    SslContext, SslContextBuilder, SslMethod, SslOptions, SslVerifyMode, SslVersion,
-};
+use boring::sha::Sha256;
+use boring::ssl::{SslContext, SslContextBuilder, SslMethod, SslVerifyMode, SslVersion};
 use boring::x509::X509;
 use boring::x509::store::X509StoreBuilder;
+use boring::x509::verify::X509VerifyFlags;
+
+use crate::layout::Role;
 
 pub use authority::CookieAuthority;
-pub use name::peer_name;
+pub use certificate::PeerCertificate;
+pub use files::{FileError, Files, SideFiles};
 
 /// How far before its making a certificate is already valid.
 ///
@@ -75,6 +80,8 @@ pub enum IdentityError {
     BadNodeName,
     /// The system clock stands before 1970, or too late for a certificate.
     Clock,
+    /// A file of the operator's, which is named.
+    File(FileError),
     /// BoringSSL refused a step, which is named.
     Crypto {
         /// What was being done.
@@ -90,6 +97,7 @@ impl fmt::Display for IdentityError {
             Self::EmptyCookie => f.write_str("the cookie is empty"),
             Self::BadNodeName => f.write_str("the node name is too long or has control characters"),
             Self::Clock => f.write_str("the system clock is out of the range of a certificate"),
+            Self::File(error) => write!(f, "{error}"),
             Self::Crypto { step, source } => write!(f, "{step}: {source}"),
         }
     }
@@ -99,6 +107,7 @@ impl Error for IdentityError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
             Self::Crypto { source, .. } => Some(source),
+            Self::File(error) => Some(error),
             Self::EmptyCookie | Self::BadNodeName | Self::Clock => None,
         }
     }
@@ -117,13 +126,13 @@ impl<T> During<T> for Result<T, ErrorStack> {
 
 /// When a certificate is valid, in seconds since 1970.
 #[derive(Clone, Copy)]
-struct Validity {
-    not_before: i64,
-    not_after: i64,
+pub(crate) struct Validity {
+    pub not_before: i64,
+    pub not_after: i64,
 }
 
 impl Validity {
-    fn from_now() -> Result<Self, IdentityError> {
+    pub(crate) fn from_now() -> Result<Self, IdentityError> {
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .map_err(|_| IdentityError::Clock)?;
@@ -140,16 +149,54 @@ impl Validity {
     }
 }
 
-/// A node's own key and certificate, and the one authority it trusts.
-///
-/// The authority's private key is not in here: once the certificate is signed, a running node has
-/// no use for it. The node's own key lives in memory of BoringSSL's, which overwrites all it frees
-/// (`OPENSSL_free` cleanses).
-pub struct NodeIdentity {
-    name: String,
+/// What a node shows to its peers.
+#[derive(Clone)]
+pub(crate) struct Shown {
     key: PKey<Private>,
     certificate: X509,
-    authority: X509,
+    /// Between the certificate and its authority, in their order.
+    intermediates: Vec<X509>,
+}
+
+/// What a node demands of its peers' certificates.
+#[derive(Clone)]
+pub(crate) struct Demanded {
+    authorities: Vec<X509>,
+    /// Lists of revoked certificates, in PEM, and whether whole chains are looked up in them.
+    revoked: Option<(Vec<u8>, bool)>,
+    /// How many intermediates there may be.
+    depth: u32,
+}
+
+/// How a peer's certificate is verified.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verified {
+    /// By the authority that the cookie stands for.
+    Cookie,
+    /// By authorities of the operator's.
+    Certificate,
+    /// Not at all.
+    No,
+}
+
+/// What a node shows in one role, and what it demands of the peer.
+#[derive(Clone)]
+struct Side {
+    /// A client that is not verified need not show anything.
+    shown: Option<Shown>,
+    demanded: Option<Demanded>,
+}
+
+/// A node's own keys and certificates, and the authorities it trusts.
+///
+/// The cookie's authority's private key is not in here: once the certificate is signed, a running
+/// node has no use for it. The node's own keys live in memory of BoringSSL's, which overwrites all
+/// it frees (`OPENSSL_free` cleanses).
+pub struct NodeIdentity {
+    name: String,
+    client: Side,
+    server: Side,
+    by: Verified,
     not_after: i64,
 }
 
@@ -160,7 +207,7 @@ impl NodeIdentity {
         Self::mint_for(authority, node_name, Validity::from_now()?)
     }
 
-    fn mint_for(
+    pub(crate) fn mint_for(
         authority: &CookieAuthority,
         node_name: &str,
         validity: Validity,
@@ -170,13 +217,35 @@ impl NodeIdentity {
             .and_then(PKey::from_ec_key)
             .during("node key")?;
         let certificate = authority.sign_leaf(&key, node_name, validity)?;
+        let side = Side {
+            shown: Some(Shown {
+                key,
+                certificate,
+                intermediates: Vec::new(),
+            }),
+            demanded: Some(Demanded {
+                authorities: vec![authority.certificate().clone()],
+                revoked: None,
+                // No intermediates. The authority's pathLenConstraint says so as well, but BoringSSL
+                // does not read it on a trust anchor.
+                depth: 0,
+            }),
+        };
         Ok(Self {
             name: node_name.to_owned(),
-            key,
-            certificate,
-            authority: authority.certificate().clone(),
+            client: side.clone(),
+            server: side,
+            by: Verified::Cookie,
             not_after: validity.not_after,
         })
+    }
+
+    /// The same, but anybody is let in, and anybody is believed to be the node that was dialled.
+    #[must_use]
+    pub fn that_trusts_everybody(mut self) -> Self {
+        self.client.demanded = None;
+        self.server.demanded = None;
+        self
     }
 
     /// The name it was minted for.
@@ -192,24 +261,44 @@ impl NodeIdentity {
         UNIX_EPOCH + Duration::from_secs(seconds)
     }
 
+    /// How the peers' certificates are verified where this node has a role.
+    #[must_use]
+    pub fn verifies(&self, role: Role) -> Verified {
+        match self.side(role).demanded {
+            Some(_) => self.by,
+            None => Verified::No,
+        }
+    }
+
+    /// What the node shows in a role.
+    #[must_use]
+    pub fn certificate(&self, role: Role) -> Option<PeerCertificate> {
+        let shown = self.side(role).shown.as_ref()?;
+        PeerCertificate::read(&shown.certificate.to_der().ok()?)
+    }
+
+    fn side(&self, role: Role) -> &Side {
+        match role {
+            Role::Client => &self.client,
+            Role::Server => &self.server,
+        }
+    }
+
     /// For `quiche::Config::with_boring_ssl_ctx_builder`, on the side that dials.
     pub fn client_context(&self) -> Result<SslContextBuilder, IdentityError> {
-        self.context()
+        self.client.context()
     }
 
     /// For `quiche::Config::with_boring_ssl_ctx_builder`, on the side that is dialled.
     pub fn server_context(&self) -> Result<SslContextBuilder, IdentityError> {
-        self.context()
+        self.server.context()
     }
+}
 
+impl Side {
     /// Both sides ask the same of each other. BoringSSL adds the purpose by itself: a server wants
     /// a certificate that is good for `clientAuth`, a client one for `serverAuth`.
     fn context(&self) -> Result<SslContextBuilder, IdentityError> {
-        let mut store = X509StoreBuilder::new().during("certificate store")?;
-        store
-            .add_cert(&self.authority)
-            .during("trusted authority")?;
-
         let mut context = SslContext::builder(SslMethod::tls()).during("TLS context")?;
         // QUIC knows no other version; said here too, so that the context is safe in any other
         // hands.
@@ -218,20 +307,72 @@ impl NodeIdentity {
             .and_then(|()| context.set_max_proto_version(Some(SslVersion::TLS1_3)))
             .during("TLS 1.3")?;
         // A store of our own in place of the default one: no authority of the system's is trusted.
+        let mut store = X509StoreBuilder::new().during("certificate store")?;
+        match &self.demanded {
+            Some(demanded) => {
+                demanded.fill(&mut store)?;
+                context.set_verify(SslVerifyMode::PEER | SslVerifyMode::FAIL_IF_NO_PEER_CERT);
+                context.set_verify_depth(demanded.depth);
+            }
+            None => context.set_verify(SslVerifyMode::NONE),
+        }
         context.set_cert_store_builder(store);
-        context.set_verify(SslVerifyMode::PEER | SslVerifyMode::FAIL_IF_NO_PEER_CERT);
-        // No intermediates. The authority's pathLenConstraint says so as well, but BoringSSL does
-        // not read it on a trust anchor.
-        context.set_verify_depth(0);
+        // A session is resumed by the identity that made it, and by no other: a changed cookie or
+        // certificate begins anew, even if a ticket's key were the same.
+        if let Some(shown) = &self.shown {
+            shown.put(&mut context).during("own certificate")?;
+        }
+        let whose = self.digest().during("own certificate")?;
         context
-            .set_certificate(&self.certificate)
-            .and_then(|()| context.set_private_key(&self.key))
-            .and_then(|()| context.check_private_key())
-            .during("own certificate")?;
-        // Without tickets each connection verifies anew. Resumption would carry an old verification
-        // over a changed cookie or past an expiry.
-        context.set_options(SslOptions::NO_TICKET);
+            .set_session_id_context(&whose)
+            .during("session context")?;
         Ok(context)
+    }
+}
+
+impl Side {
+    fn digest(&self) -> Result<[u8; 32], ErrorStack> {
+        let mut hasher = Sha256::new();
+        if let Some(shown) = &self.shown {
+            hasher.update(&shown.certificate.to_der()?);
+        }
+        if let Some(demanded) = &self.demanded {
+            for authority in &demanded.authorities {
+                hasher.update(&authority.to_der()?);
+            }
+            if let Some((pem, _)) = &demanded.revoked {
+                hasher.update(pem);
+            }
+        }
+        Ok(hasher.finish())
+    }
+}
+
+impl Shown {
+    fn put(&self, context: &mut SslContextBuilder) -> Result<(), ErrorStack> {
+        context.set_certificate(&self.certificate)?;
+        for certificate in &self.intermediates {
+            context.add_extra_chain_cert(certificate.clone())?;
+        }
+        context.set_private_key(&self.key)?;
+        context.check_private_key()
+    }
+}
+
+impl Demanded {
+    fn fill(&self, store: &mut X509StoreBuilder) -> Result<(), IdentityError> {
+        for authority in &self.authorities {
+            store.add_cert(authority).during("trusted authority")?;
+        }
+        if let Some((pem, chains)) = &self.revoked {
+            quic_dist_crl::add_pem(store, pem).during("revocation list")?;
+            let mut flags = X509VerifyFlags::CRL_CHECK;
+            if *chains {
+                flags |= X509VerifyFlags::CRL_CHECK_ALL;
+            }
+            store.verify_param_mut().set_flags(flags);
+        }
+        Ok(())
     }
 }
 
@@ -239,6 +380,7 @@ impl fmt::Debug for NodeIdentity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("NodeIdentity")
             .field("name", &self.name)
+            .field("by", &self.by)
             .field("not_after", &self.not_after)
             .finish_non_exhaustive()
     }

@@ -6,20 +6,15 @@
 
 use std::net::IpAddr;
 
-use boring::error::ErrorStack;
-use boring::x509::X509;
 use boring::x509::extension::SubjectAlternativeName;
 
 use super::IdentityError;
 
-const SCHEME: &str = "erlang://";
+pub(super) const SCHEME: &str = "erlang://";
 /// An atom has at most 255 characters, so a node name too.
 const MAX_NAME_CHARS: usize = 255;
 /// 255 characters of 4 bytes, each byte as `%XX`.
 const MAX_URI_BYTES: usize = SCHEME.len() + MAX_NAME_CHARS * 4 * 3;
-/// Ours have under 5 KB, however long the name; what is longer is not one of ours, and not worth
-/// parsing.
-const MAX_CERTIFICATE_BYTES: usize = 16 * 1024;
 /// X.509's ub-common-name.
 const MAX_COMMON_NAME_CHARS: usize = 64;
 /// A common name may not be empty; the name of a node that does not know its own yet is.
@@ -67,30 +62,6 @@ impl Names {
     }
 }
 
-/// The node name in a certificate, `""` of a node that did not know its name. `None`: none, more
-/// than one, or none that a node could have.
-///
-/// For display: see the module about what it proves. Any bytes may be given; what comes back is at
-/// most 255 characters with no control character among them, so it can go into a log line.
-#[must_use]
-pub fn peer_name(certificate_der: &[u8]) -> Option<String> {
-    if certificate_der.len() > MAX_CERTIFICATE_BYTES {
-        return None;
-    }
-    let names = X509::from_der(certificate_der).ok()?.subject_alt_names();
-    // A malformed extension reads as none at all and leaves its error in the thread's queue, where
-    // it would be taken for the next call's.
-    drop(ErrorStack::get());
-    let names = names?;
-    let mut uris = names
-        .iter()
-        .filter_map(|name| name.uri()?.strip_prefix(SCHEME));
-    match (uris.next(), uris.next()) {
-        (Some(uri), None) => decode(uri).filter(|name| is_valid(name)),
-        _ => None,
-    }
-}
-
 fn is_valid(node_name: &str) -> bool {
     node_name.chars().count() <= MAX_NAME_CHARS && !node_name.chars().any(char::is_control)
 }
@@ -114,8 +85,9 @@ fn encode(node_name: &str) -> String {
     uri
 }
 
-/// The inverse of `encode`, and of nothing else: a byte that it would have encoded is an error.
-fn decode(uri: &str) -> Option<String> {
+/// The inverse of `encode`, and of nothing else: a byte that it would have encoded is an error, and
+/// so is a name that no node can have.
+pub(super) fn decode(uri: &str) -> Option<String> {
     if uri.len() > MAX_URI_BYTES - SCHEME.len() {
         return None;
     }
@@ -132,7 +104,7 @@ fn decode(uri: &str) -> Option<String> {
             _ => return None,
         }
     }
-    String::from_utf8(name).ok()
+    String::from_utf8(name).ok().filter(|name| is_valid(name))
 }
 
 /// The host part of a node name, if it is an address or could be in DNS. Others (`a@my_host`) have

@@ -8,7 +8,8 @@
 
 use std::collections::HashMap;
 
-use crate::term::{Sender, Terms};
+use crate::atom_cache;
+use crate::term::{Process, Sender, Terms};
 
 mod placement;
 #[cfg(any(test, feature = "counterexamples"))]
@@ -84,8 +85,22 @@ impl Router {
         self.placement.set_loads(loads);
     }
 
+    /// The stream of a process, if it has one.
+    pub fn stream_of(&self, process: Process) -> Option<usize> {
+        if self.streams == 1 {
+            return Some(0);
+        }
+        self.placement.known(Sender::Process(process))
+    }
+
     /// Where this packet goes.
-    pub fn route(&mut self, packet: &[u8]) -> Route {
+    #[cfg(test)]
+    fn route(&mut self, packet: &[u8]) -> Route {
+        self.route_long(packet, packet.len())
+    }
+
+    /// Where a packet of this length goes that begins so: with its header and its control message.
+    pub fn route_long(&mut self, packet: &[u8], length: usize) -> Route {
         if self.streams == 1 {
             return Route::Stream(0);
         }
@@ -94,11 +109,13 @@ impl Router {
             return wrong.route(packet);
         }
         match *packet {
-            // No atom cache references (0): they are never negotiated with more than one stream.
-            [VERSION, DIST_HEADER, 0, ref control @ ..] => self.of(sender(control), packet).0,
-            [PASS_THROUGH, VERSION, ref control @ ..] => self.of(sender(control), packet).0,
-            [VERSION, FRAGMENT_FIRST, ref rest @ ..] => self.first_fragment(rest, packet),
-            [VERSION, FRAGMENT_NEXT, ref rest @ ..] => self.next_fragment(rest, packet),
+            [VERSION, DIST_HEADER, ..] => {
+                let sender = atom_cache::terms(packet).and_then(sender);
+                self.of(sender, length).0
+            }
+            [PASS_THROUGH, VERSION, ref control @ ..] => self.of(sender(control), length).0,
+            [VERSION, FRAGMENT_FIRST, ref rest @ ..] => self.first_fragment(rest, packet, length),
+            [VERSION, FRAGMENT_NEXT, ref rest @ ..] => self.next_fragment(rest, length),
             // Nothing at all: the VM makes no such packet, and a fence could not carry it.
             [] => Route::Stream(0),
             _ => Route::Fence,
@@ -106,29 +123,29 @@ impl Router {
     }
 
     /// Where a signal of this sender goes, and where what follows it of the same sender does.
-    fn of(&mut self, sender: Option<Sender>, packet: &[u8]) -> (Route, Route) {
+    fn of(&mut self, sender: Option<Sender>, length: usize) -> (Route, Route) {
         let Some(sender) = sender else {
             return (Route::Fence, Route::Fence);
         };
-        if let Some(stream) = self.placement.of(sender, packet.len()) {
+        if let Some(stream) = self.placement.of(sender, length) {
             return (Route::Stream(stream), Route::Stream(stream));
         }
         // All places are taken. Behind a fence everybody may have another one, but those in the
         // midst of a message; so this signal is made one.
         let under_way = self.sequences.values().filter_map(|s| s.sender);
         self.placement.start_anew(under_way);
-        match self.placement.of(sender, packet.len()) {
+        match self.placement.of(sender, length) {
             Some(stream) => (Route::Fence, Route::Stream(stream)),
             None => (Route::Fence, Route::Fence),
         }
     }
 
-    fn first_fragment(&mut self, rest: &[u8], packet: &[u8]) -> Route {
-        let Some((sequence, fragment, [0, control @ ..])) = fragment_header(rest) else {
+    fn first_fragment(&mut self, rest: &[u8], packet: &[u8], length: usize) -> Route {
+        let Some((sequence, fragment)) = fragment_header(rest) else {
             return Route::Fence;
         };
-        let sender = sender(control);
-        let (first, route) = self.of(sender, packet);
+        let sender = atom_cache::terms(packet).and_then(sender);
+        let (first, route) = self.of(sender, length);
         if fragment > 1 {
             if self.sequences.len() >= MAX_SEQUENCES {
                 self.sequences.clear();
@@ -138,8 +155,8 @@ impl Router {
         first
     }
 
-    fn next_fragment(&mut self, rest: &[u8], packet: &[u8]) -> Route {
-        let Some((sequence, fragment, _)) = fragment_header(rest) else {
+    fn next_fragment(&mut self, rest: &[u8], length: usize) -> Route {
+        let Some((sequence, fragment)) = fragment_header(rest) else {
             return Route::Fence;
         };
         // Fragments are counted down to 1.
@@ -150,32 +167,25 @@ impl Router {
         };
         let route = known.map_or(Route::Fence, |sequence| sequence.route);
         if let Route::Stream(stream) = route {
-            self.placement.add(stream, packet.len());
+            self.placement.add(stream, length);
         }
         route
     }
 }
 
-/// Whether a packet has entries in its atom cache field (OTP's "Distribution Header").
-pub fn refers_to_atom_cache(packet: &[u8]) -> bool {
-    match *packet {
-        [VERSION, DIST_HEADER, references, ..] => references > 0,
-        [VERSION, FRAGMENT_FIRST, ref rest @ ..] => {
-            matches!(fragment_header(rest), Some((_, _, [1..=255, ..])))
-        }
-        _ => false,
-    }
+/// Sequence id and fragment id.
+fn fragment_header(rest: &[u8]) -> Option<(u64, u64)> {
+    let (sequence, rest) = rest.split_first_chunk::<8>()?;
+    let (fragment, _) = rest.split_first_chunk::<8>()?;
+    Some((u64::from_be_bytes(*sequence), u64::from_be_bytes(*fragment)))
 }
 
-/// Sequence id, fragment id, and what follows them.
-fn fragment_header(rest: &[u8]) -> Option<(u64, u64, &[u8])> {
-    let (sequence, rest) = rest.split_first_chunk::<8>()?;
-    let (fragment, rest) = rest.split_first_chunk::<8>()?;
-    Some((
-        u64::from_be_bytes(*sequence),
-        u64::from_be_bytes(*fragment),
-        rest,
-    ))
+/// The process that sends a fragmented message, by its first fragment's header and control message.
+pub fn process(first_fragment: &[u8]) -> Option<Process> {
+    match atom_cache::terms(first_fragment).and_then(sender)? {
+        Sender::Process(process) => Some(process),
+        Sender::Port(_) => None,
+    }
 }
 
 /// The process or port whose signal a control message is, if it says so.

@@ -5,6 +5,7 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use super::Route;
+use crate::atom_cache;
 
 /// The specification's words: the next packet takes the next stream.
 #[derive(Debug)]
@@ -37,8 +38,8 @@ impl FromTo {
 
     pub fn route(&self, packet: &[u8]) -> Route {
         let control = match packet {
-            [131, 68, 0, control @ ..] | [112, 131, control @ ..] => control,
-            [131, 69, rest @ ..] => rest.get(17..).unwrap_or_default(),
+            [112, 131, control @ ..] => control,
+            [131, 68 | 69, ..] => atom_cache::terms(packet).unwrap_or_default(),
             // Of later fragments it knows the sequence only.
             [131, 70, rest @ ..] => return self.of(rest.get(..8)),
             _ => return Route::Stream(0),
@@ -82,6 +83,7 @@ fn from_to(control: &[u8]) -> Option<(Element<'_>, Element<'_>)> {
 /// before one that does.
 fn size(bytes: &[u8]) -> Option<usize> {
     let atom = |bytes: &[u8]| match *bytes {
+        [82, _, ..] => Some(2),
         [115 | 119, length, ..] => Some(2 + usize::from(length)),
         [100 | 118, high, low, ..] => Some(3 + usize::from(u16::from_be_bytes([high, low]))),
         _ => None,

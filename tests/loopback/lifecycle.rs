@@ -124,7 +124,7 @@ fn a_closed_endpoint_tells_its_peers_and_ends_its_thread() {
     assert!(matches!(in_c.end(), CloseReason::PeerClosed { .. }));
 
     let (sender, _events) = crossbeam_channel::unbounded();
-    let again = a.endpoint.connect(b.endpoint.local(), |_| sender);
+    let again = a.endpoint.connect(b.endpoint.local(), None, |_| sender);
     assert_eq!(again.err(), Some(SendError::Closed));
 }
 
@@ -172,4 +172,44 @@ fn a_peer_that_vanished_is_found_by_icmp() {
         std::thread::sleep(Duration::from_millis(50));
     }
     assert_eq!(conn.end(), CloseReason::Io(ErrorKind::ConnectionRefused));
+}
+
+/// A panic while one connection is worked on: nobody waits for what does not come, on either side.
+#[test]
+fn a_panic_ends_the_endpoint_with_a_report_and_the_connections_with_a_reason() {
+    quic_dist_engine::panics::install();
+    let (a, b, c) = (Node::new(), Node::new(), Node::new());
+    let (mut to_b, mut in_b) = a.connect(&b);
+    let (mut from_c, mut in_a) = c.connect(&a);
+    // One that has not got far.
+    let mut raw = Raw::new(a.endpoint.local(), SECRET.client_context().unwrap());
+    raw.flush();
+    ping(&mut to_b, &mut in_b, 1);
+    ping(&mut from_c, &mut in_a, 2);
+    to_b.handle.panic("a wrong assumption").unwrap();
+    assert_eq!(to_b.end(), CloseReason::Internal);
+    assert_eq!(in_a.end(), CloseReason::Internal);
+    for (conn, who) in [(&mut in_b, "b"), (&mut from_c, "c")] {
+        let told = CloseReason::PeerClosed {
+            code: 5,
+            text: "the endpoint has failed".into(),
+        };
+        assert_eq!(conn.end(), told, "{who}");
+    }
+    let report = a.ended.recv_timeout(PATIENCE).unwrap().unwrap();
+    assert!(report.contains("a wrong assumption at "), "{report}");
+    assert!(report.contains("take_commands"), "{report}");
+    assert!(a.endpoint.wait_closed(PATIENCE));
+    // The port is free, and those who were told come back.
+    let again = Node::open(
+        &a.endpoint.local().to_string(),
+        &SECRET,
+        crate::support::limits(),
+    );
+    let (mut ours, mut theirs) = b.connect(&again);
+    ping(&mut ours, &mut theirs, 3);
+    let mut late = a
+        .endpoint
+        .connect(b.endpoint.local(), None, |_| unreachable!());
+    assert_eq!(late.as_mut().err(), Some(&mut SendError::Closed));
 }

@@ -16,7 +16,7 @@ use quic_dist_engine::{
 /// How long a test waits for what must happen; nothing takes as long when all is well.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-fn identity(cookie: &[u8]) -> Arc<NodeIdentity> {
+pub fn identity(cookie: &[u8]) -> Arc<NodeIdentity> {
     let authority = CookieAuthority::derive(cookie).unwrap();
     Arc::new(NodeIdentity::mint(&authority, "node@127.0.0.1").unwrap())
 }
@@ -113,8 +113,12 @@ impl Node {
 
     /// Dials, and does not wait.
     pub fn dial(&self, to: SocketAddr) -> Conn {
+        self.dial_node(to, None)
+    }
+
+    pub fn dial_node(&self, to: SocketAddr, node: Option<&str>) -> Conn {
         let (sender, events) = unbounded();
-        let handle = self.endpoint.connect(to, |_| sender).unwrap();
+        let handle = self.endpoint.connect(to, node, |_| sender).unwrap();
         Conn::new(handle, events, to, String::new())
     }
 
@@ -193,10 +197,13 @@ impl Conn {
             Event::Control(frames) => self.control.extend(frames.iter().map(<[u8]>::to_vec)),
             Event::Data(packets) => {
                 self.packets.extend(packets.iter().map(<[u8]>::to_vec));
-                self.handle.consumed(packets.bytes.len());
+                self.handle.consumed(packets.len());
             }
             Event::Writable => self.writable = true,
             Event::Closed(reason) => self.closed = Some(reason),
+            // There are none here: no streams of the application, nobody who waits.
+            Event::Stream(..) | Event::Datagrams(_) | Event::Low(_) => {}
+            Event::Moved { .. } | Event::Silent { .. } => {}
         }
     }
 
@@ -244,7 +251,7 @@ impl Conn {
         let mut framed = Vec::with_capacity(4 + packet.len());
         assert!(Prefix::Data.put(packet.len(), &mut framed));
         framed.extend_from_slice(packet);
-        self.writable = self.handle.send_data(framed).unwrap() == SendStatus::Ready;
+        self.writable = self.handle.send_data(framed.into()).unwrap() == SendStatus::Ready;
     }
 
     /// Is it there? (`false` once it has ended.)

@@ -3,10 +3,11 @@
 use super::*;
 
 /// Around every border that a packet can meet: the prefix, a QUIC packet, quiche's send buffer
-/// (4 KiB), our read batch (256 KiB).
-const SIZES: [usize; 24] = [
+/// (4 KiB), our read batch (256 KiB), a packet that gets memory of its own (16 to 128 KiB).
+const SIZES: [usize; 34] = [
     0, 1, 2, 3, 4, 5, 0, 0, 1195, 1196, 1197, 1400, 1452, 4092, 4096, 15_990, 16_000, 16_383,
-    65_531, 65_536, 100_000, 262_139, 262_144, 262_145,
+    65_531, 65_536, 100_000, 262_139, 262_144, 262_145, 16_383, 16_384, 16_384, 0, 16_385, 3,
+    131_071, 131_072, 131_073, 0,
 ];
 
 fn exchange(pair: &mut Pair, ours: &[Vec<u8>], theirs: &[Vec<u8>]) {

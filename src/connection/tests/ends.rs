@@ -238,7 +238,7 @@ fn a_closed_connection_takes_nothing() {
     let handle = &pair.client.handle;
     let closed = crate::SendError::Closed;
     assert_eq!(handle.send_control(b"x"), Err(closed));
-    assert_eq!(handle.send_data(frame(&[vec![1]])), Err(closed));
+    assert_eq!(handle.send_data(frame(&[vec![1]]).into()), Err(closed));
     assert_eq!(handle.tick(), Err(closed));
     assert_eq!(handle.stat(), Err(closed));
     assert!(handle.info().is_err());

@@ -60,7 +60,11 @@ impl Intruder {
 
     /// Says hello, as every peer has to before anything else.
     fn greet(&mut self) {
-        self.quic.stream_send(0, &hello::packet(4), false).unwrap();
+        let hello = super::super::hello::Hello {
+            data_streams: 4,
+            user_streams: 0,
+        };
+        self.quic.stream_send(0, &hello.packet(), false).unwrap();
         self.settle();
     }
 

@@ -8,7 +8,12 @@ mod data;
 mod ends;
 mod handshake;
 mod intruder;
+mod large;
+mod paths;
+mod peers;
 mod pressure;
+mod stream_ends;
+mod streams;
 mod suspicion;
 mod trains;
 mod violations;
@@ -24,6 +29,7 @@ use crate::config;
 use crate::frame::Prefix;
 use crate::handle::{Commands, ConnectionCommand, Handle, Id};
 use crate::identity::{CookieAuthority, NodeIdentity};
+use crate::term::Process;
 
 pub(super) const CLIENT: SocketAddr =
     SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1), 1001));
@@ -48,6 +54,8 @@ pub(super) fn limits() -> Limits {
         path_mtu_discovery: false,
         data_streams: 1,
         max_frame: 16 << 20,
+        // Streams of the application's are tested where they are wanted.
+        user_streams: 0,
         ..Limits::default()
     }
 }
@@ -147,7 +155,9 @@ impl Commands for Queue {
     fn connection(&self, _: Id, command: ConnectionCommand) {
         self.0.lock().push(command);
     }
+}
 
+impl Network for Queue {
     fn max_segments(&self) -> usize {
         64
     }
@@ -176,35 +186,46 @@ pub(super) struct Side {
     pub packets: Vec<Vec<u8>>,
     pub unconsumed: usize,
     pub writable: usize,
+    pub low: Vec<Process>,
+    pub user: streams::User,
+    pub moves: Vec<(Path, Path)>,
+    /// How often discovery was asked before, each time.
+    pub silent: Vec<u32>,
     pub closed: Option<CloseReason>,
     pub refused: Option<CloseReason>,
     pub stray: bool,
+    pub session: Option<Session>,
 }
 
 impl Side {
     pub fn client(limits: &Limits) -> Self {
-        let mut config = quic_config(limits, Role::Client);
+        Side::client_with(&mut quic_config(limits, Role::Client), limits)
+    }
+
+    pub fn client_with(config: &mut quiche::Config, limits: &Limits) -> Self {
         let id = random_id().unwrap();
-        let quic =
-            quiche::connect_with_buffer_factory(None, &id, CLIENT, SERVER, &mut config).unwrap();
+        let quic = quiche::connect_with_buffer_factory(None, &id, CLIENT, SERVER, config).unwrap();
         Side::new(quic, Role::Client, limits, &id)
     }
 
     pub fn server(limits: &Limits) -> Self {
-        let mut config = quic_config(limits, Role::Server);
+        Side::server_with(&mut quic_config(limits, Role::Server), limits)
+    }
+
+    pub fn server_with(config: &mut quiche::Config, limits: &Limits) -> Self {
         let id = random_id().unwrap();
-        let quic = quiche::accept_with_buf_factory(&id, None, SERVER, CLIENT, &mut config).unwrap();
+        let quic = quiche::accept_with_buf_factory(&id, None, SERVER, CLIENT, config).unwrap();
         Side::new(quic, Role::Server, limits, &id)
     }
 
     fn new(quic: Quic, role: Role, limits: &Limits, id: &ConnectionId) -> Self {
-        let shared = Shared::new(limits);
+        let shared = Shared::new(role, limits);
         let queue = Arc::new(Queue::default());
         Side {
             connection: Connection::new(quic, role, limits, shared.clone(), Instant::now()),
             handle: Handle::new(Id(1), role, shared, queue.clone()),
             queue,
-            train: Train::new(64),
+            train: Train::default(),
             ids: HashSet::from([id.to_vec()]),
             retired: 0,
             claims: true,
@@ -214,9 +235,14 @@ impl Side {
             packets: Vec::new(),
             unconsumed: 0,
             writable: 0,
+            low: Vec::new(),
+            user: streams::User::default(),
+            moves: Vec::new(),
+            silent: Vec::new(),
             closed: None,
             refused: None,
             stray: false,
+            session: None,
         }
     }
 
@@ -267,18 +293,26 @@ impl Side {
             }
             Happening::Refused(reason) => self.refused = Some(reason),
             Happening::Stray => self.stray = true,
+            Happening::Session(session, _) => self.session = Some(session),
             Happening::Event(Event::Control(frames)) => {
                 self.control.extend(frames.iter().map(<[u8]>::to_vec));
             }
             Happening::Event(Event::Data(frames)) => {
                 self.packets.extend(frames.iter().map(<[u8]>::to_vec));
                 if self.consumes {
-                    self.handle.consumed(frames.bytes.len());
+                    self.handle.consumed(frames.len());
                 } else {
-                    self.unconsumed += frames.bytes.len();
+                    self.unconsumed += frames.len();
                 }
             }
             Happening::Event(Event::Writable) => self.writable += 1,
+            Happening::Event(Event::Low(process)) => self.low.push(process),
+            Happening::Event(Event::Stream(id, event)) => {
+                self.user.happened(&self.handle, id, event);
+            }
+            Happening::Event(Event::Datagrams(datagrams)) => self.user.datagrams.extend(datagrams),
+            Happening::Event(Event::Moved { from, to }) => self.moves.push((from, to)),
+            Happening::Event(Event::Silent { asked }) => self.silent.push(asked),
             Happening::Event(Event::Closed(reason)) => self.closed = Some(reason),
         }
     }
@@ -290,20 +324,30 @@ impl Side {
 
     /// The datagrams that leave in this turn, with their destinations.
     pub fn datagrams(&mut self) -> Vec<(Vec<u8>, SocketAddr)> {
+        let address = self.address();
+        let out = self.datagrams_out().into_iter();
+        out.map(|(datagram, path)| {
+            assert_eq!(path.local, address);
+            (datagram, path.peer)
+        })
+        .collect()
+    }
+
+    /// The same, with both addresses.
+    pub fn datagrams_out(&mut self) -> Vec<(Vec<u8>, Path)> {
         let mut out = Vec::new();
-        while let Some(transmit) = self.connection.transmit(&mut self.train) {
-            assert_eq!(transmit.from, self.address());
+        while let Some(transmit) = self.connection.transmit(&mut self.train, 64) {
+            let path = Path {
+                local: transmit.from,
+                peer: transmit.to,
+            };
             assert!(
                 transmit.length <= 65_535 - 48,
                 "no UDP datagram holds this train"
             );
             assert!(transmit.length.div_ceil(transmit.segment) <= 64);
             let bytes = self.train.bytes(&transmit);
-            out.extend(
-                bytes
-                    .chunks(transmit.segment)
-                    .map(|d| (d.to_vec(), transmit.to)),
-            );
+            out.extend(bytes.chunks(transmit.segment).map(|d| (d.to_vec(), path)));
         }
         out
     }
@@ -318,7 +362,7 @@ impl Side {
     }
 
     pub fn send_data(&self, packets: &[Vec<u8>]) -> crate::SendStatus {
-        self.handle.send_data(frame(packets)).unwrap()
+        self.handle.send_data(frame(packets).into()).unwrap()
     }
 
     /// Bytes that wait in the send queue.
@@ -338,9 +382,13 @@ pub(super) struct Pair {
 
 impl Pair {
     pub fn new(limits: &Limits) -> Self {
+        Pair::of(Side::client(limits), Side::server(limits))
+    }
+
+    pub fn of(client: Side, server: Side) -> Self {
         Pair {
-            client: Side::client(limits),
-            server: Side::server(limits),
+            client,
+            server,
             net: Net::new(1),
             ahead: Duration::ZERO,
         }

@@ -26,7 +26,7 @@ fn act() -> impl Strategy<Value = Act> {
 fn check_trains(client: &mut Side, server: &mut Side, lose: bool) -> Result<(), TestCaseError> {
     let now = Instant::now();
     client.work(now);
-    while let Some(transmit) = client.connection.transmit(&mut client.train) {
+    while let Some(transmit) = client.connection.transmit(&mut client.train, 64) {
         let bytes = client.train.bytes(&transmit);
         prop_assert_eq!(transmit.to, SERVER);
         prop_assert!(transmit.segment <= transmit.length && transmit.length <= 65_535 - 48);

@@ -51,6 +51,22 @@ fn data_on_a_stream_that_was_not_announced() {
     assert_broken(&mut intruder, "data on stream 20, which was not announced");
 }
 
+/// The same where a packet that lies in memory of its own comes before the bad length.
+#[test]
+fn a_large_packet_is_not_delivered_after_the_end() {
+    let mut intruder = Intruder::in_as_client(&limits());
+    let mut sent = frame(&packets(1, &[17_000]));
+    sent.extend_from_slice(&[0x7f, 0xff, 0xff, 0xff]);
+    intruder.quic.stream_send(0, &[0, 1, 7], false).unwrap();
+    intruder.quic.stream_send(4, &sent, false).unwrap();
+    let told = intruder.told();
+    assert_eq!((told.0, told.1), (true, code::PROTOCOL));
+    assert!(matches!(
+        intruder.side.closed,
+        Some(CloseReason::Protocol { .. })
+    ));
+}
+
 /// What was whole before the bad length was the peer's word, but it all comes in one read here.
 #[test]
 fn nothing_is_delivered_after_the_end() {
@@ -101,6 +117,24 @@ fn a_stream_that_is_reset() {
     }
 }
 
+/// What comes with it on the application's streams is not told any more: the end is the last thing
+/// that is.
+#[test]
+fn nothing_is_told_after_a_broken_rule() {
+    let limits = Limits {
+        user_streams: 8,
+        ..limits()
+    };
+    let mut intruder = Intruder::in_as_client(&limits);
+    let packet = frame(&packets(1, &[10]));
+    intruder.quic.stream_send(4, &packet, false).unwrap();
+    intruder.settle();
+    let shutdown = quiche::Shutdown::Write;
+    intruder.quic.stream_shutdown(4, shutdown, 77).unwrap();
+    intruder.quic.stream_send(20, b"new", false).unwrap();
+    assert_broken(&mut intruder, "stream 4 was reset");
+}
+
 #[test]
 fn a_stream_that_is_stopped() {
     for stream in [0, 1] {
@@ -115,6 +149,65 @@ fn a_stream_that_is_stopped() {
         intruder.side.send_data(&packets(1, &[10]));
         intruder.side.send_control(b"x");
         assert_broken(&mut intruder, &format!("stream {stream} was stopped"));
+    }
+}
+
+/// The application's streams end by their last byte, and are cut on the control stream.
+#[test]
+fn a_stream_of_the_application_s_that_ends_in_another_way() {
+    type End = fn(&mut Intruder);
+    let ends: [(End, &str); 5] = [
+        (
+            |it| {
+                it.quic
+                    .stream_shutdown(20, quiche::Shutdown::Write, 7)
+                    .unwrap()
+            },
+            "stream 20 was reset, or ended without its last byte",
+        ),
+        (
+            |it| {
+                it.quic.stream_send(20, b"", true).unwrap();
+            },
+            "stream 20 was reset, or ended without its last byte",
+        ),
+        (
+            |it| {
+                it.quic.stream_send(24, b"", true).unwrap();
+            },
+            "stream 24 was reset, or ended without its last byte",
+        ),
+        (
+            |it| {
+                it.quic
+                    .stream_shutdown(20, quiche::Shutdown::Read, 7)
+                    .unwrap();
+                it.settle();
+                let sent = it.side.handle.send_stream(20, vec![1], false);
+                assert_eq!(sent, Ok(crate::streams::Sent::Taken));
+            },
+            "stream 20 was stopped",
+        ),
+        (
+            |it| {
+                for n in 0..40 {
+                    let cancel = super::super::notice::cancel(1000 + 4 * n, 7);
+                    it.quic.stream_send(0, &cancel, false).unwrap();
+                }
+            },
+            "more streams were cut than can be open",
+        ),
+    ];
+    for (end, text) in ends {
+        let limits = Limits {
+            user_streams: 8,
+            ..limits()
+        };
+        let mut intruder = Intruder::in_as_client(&limits);
+        intruder.quic.stream_send(20, b"begun", false).unwrap();
+        intruder.settle();
+        end(&mut intruder);
+        assert_broken(&mut intruder, text);
     }
 }
 
@@ -319,9 +412,32 @@ fn a_handshake_that_stalls_is_given_up() {
     intruder.ahead = limits.handshake_timeout;
     intruder.our_turn();
     assert_eq!(intruder.side.refused, Some(CloseReason::HandshakeTimeout));
-    assert!(!intruder.side.connection.is_half_open());
     // (RFC 9000 forbids an application's reason before the handshake is done.)
     assert_eq!(intruder.told(), (false, 0xc, String::new()));
+    // Whoever is refused has its place until nothing is left of it: places are what is limited.
+    assert!(intruder.side.connection.is_half_open());
+}
+
+/// Handshake data that is out of order has to be kept; there is a limit to what is.
+#[test]
+fn a_handshake_takes_in_only_so_much() {
+    let limits = limits();
+    let mut intruder = Intruder::dialling(&limits, &mut quic_config(&limits, Role::Client));
+    assert!(intruder.its_turn());
+    intruder.our_turn();
+    let mut taken = 0;
+    while intruder.side.ended().is_none() {
+        let mut datagram = [&[0xc0, 0, 0, 0, 1][..], &[0; 1195]].concat();
+        let connection = &mut intruder.side.connection;
+        connection.receive(&mut datagram, CLIENT, SERVER);
+        taken += datagram.len();
+        assert!(taken <= super::super::HANDSHAKE_BYTES);
+        intruder.our_turn();
+    }
+    let reason = CloseReason::LocalClosed {
+        text: "too much in the handshake".into(),
+    };
+    assert_eq!(intruder.side.refused, Some(reason));
 }
 
 /// As above, but we have used up what may be sent to an address that nobody has confirmed (RFC

@@ -7,9 +7,9 @@ use super::*;
 #[test]
 fn a_certificate_says_what_it_should() {
     let a = mint(&SECRET, "a@node-1.example.com");
-    let certificate = &a.certificate;
+    let certificate = &shown(&a).certificate;
     assert!(certificate.verify(SECRET.key()).unwrap());
-    assert!(certificate.public_key().unwrap().public_eq(&a.key));
+    assert!(certificate.public_key().unwrap().public_eq(&shown(&a).key));
     let common_name = certificate
         .subject_name()
         .entries_by_nid(Nid::COMMONNAME)
@@ -21,8 +21,11 @@ fn a_certificate_says_what_it_should() {
     let serial = certificate.serial_number().to_bn().unwrap();
     assert_eq!(serial.to_vec().len(), 16);
     let other = mint(&SECRET, "a@node-1.example.com");
-    assert_ne!(other.certificate.serial_number().to_bn().unwrap(), serial);
-    assert!(!other.key.public_eq(&a.key));
+    assert_ne!(
+        shown(&other).certificate.serial_number().to_bn().unwrap(),
+        serial
+    );
+    assert!(!shown(&other).key.public_eq(&shown(&a).key));
     assert_eq!(
         certificate.authority_key_id().unwrap().as_slice(),
         SECRET.certificate().subject_key_id().unwrap().as_slice()
@@ -46,7 +49,10 @@ fn a_certificate_says_what_it_should() {
 #[test]
 fn hosts_are_named_as_what_they_are() {
     let hosts = |name: &str| {
-        let names = mint(&SECRET, name).certificate.subject_alt_names().unwrap();
+        let names = shown(&mint(&SECRET, name))
+            .certificate
+            .subject_alt_names()
+            .unwrap();
         let dns = names.iter().filter_map(|n| n.dnsname().map(str::to_owned));
         let ips = names.iter().filter_map(|n| n.ipaddress().map(hex));
         dns.chain(ips).collect::<Vec<_>>()
@@ -80,7 +86,7 @@ fn names_come_back() {
         "a@b@c",
         &long,
     ] {
-        let der = mint(&SECRET, name).certificate.to_der().unwrap();
+        let der = shown(&mint(&SECRET, name)).certificate.to_der().unwrap();
         assert_eq!(peer_name(&der).as_deref(), Some(name));
     }
     for bad in ["a\n@host", "a\0", "\u{7f}", "\u{85}", &format!("{long}x")] {
@@ -123,7 +129,10 @@ fn a_strange_name_reads_as_none() {
 
 #[test]
 fn any_bytes_are_safe_to_read_a_name_from() {
-    let der = mint(&SECRET, "a@host").certificate.to_der().unwrap();
+    let der = shown(&mint(&SECRET, "a@host"))
+        .certificate
+        .to_der()
+        .unwrap();
     for length in 0..der.len() {
         assert_eq!(peer_name(&der[..length]), None);
     }
@@ -147,4 +156,110 @@ fn any_bytes_are_safe_to_read_a_name_from() {
         survivors > 0,
         "the name is read without looking at the signature"
     );
+}
+
+fn with_names(fill: impl FnOnce(&mut SubjectAlternativeName)) -> PeerCertificate {
+    let mut names = SubjectAlternativeName::new();
+    fill(&mut names);
+    let draft = X509Builder::new().unwrap();
+    let extension = names.build(&draft.x509v3_context(None, None)).unwrap();
+    let authority = (SECRET.certificate(), SECRET.key());
+    let certificate = forge(authority, &new_key(), &[extension]);
+    PeerCertificate::read(&certificate.to_der().unwrap()).unwrap()
+}
+
+#[test]
+fn a_certificate_that_names_nodes_is_good_for_no_other() {
+    let certificate = with_names(|names| {
+        names
+            .uri("erlang://a%40host")
+            .uri("erlang://b@host")
+            .dns("host");
+    });
+    for name in ["a@host", "b@host", "@host", "host"] {
+        assert!(certificate.is_for(name), "{name}");
+    }
+    for name in [
+        "c@host", "a@host2", "A@host", "a@HOST", "@other", "other", "a", "", "@",
+    ] {
+        assert!(!certificate.is_for(name), "{name}");
+    }
+    assert_eq!(certificate.node(), None);
+    assert_eq!(certificate.whose(), "a@host, b@host");
+}
+
+#[test]
+fn a_certificate_that_names_hosts_is_good_for_all_their_nodes() {
+    let certificate = with_names(|names| {
+        names
+            .dns("host")
+            .dns("*.example.com")
+            .ip("10.0.0.1")
+            .ip("::1");
+    });
+    for name in [
+        "a@host",
+        "b@HOST",
+        "a@x.example.com",
+        "a@10.0.0.1",
+        "a@::1",
+        "a@0:0:0:0:0:0:0:1",
+        "@host",
+        "@10.0.0.1",
+        "host",
+    ] {
+        assert!(certificate.is_for(name), "{name}");
+    }
+    for name in [
+        "a@other",
+        "a@example.com",
+        "a@x.y.example.com",
+        "a@.example.com",
+        "a@10.0.0.2",
+        "a@::2",
+        "a@",
+        "@",
+        "",
+        "a@*.example.org",
+    ] {
+        assert!(!certificate.is_for(name), "{name}");
+    }
+    // Not all the world.
+    let greedy = with_names(|names| {
+        names.dns("*.com").dns("*");
+    });
+    assert!(!greedy.is_for("a@example.com") && !greedy.is_for("a@host"));
+}
+
+#[test]
+fn a_node_without_a_name_is_no_other_node() {
+    let der = shown(&mint(&SECRET, "")).certificate.to_der().unwrap();
+    let certificate = PeerCertificate::read(&der).unwrap();
+    assert!(certificate.is_for("host"));
+    for name in ["a@host", "@host", "@"] {
+        assert!(!certificate.is_for(name), "{name}");
+    }
+}
+
+#[test]
+fn dates_are_those_of_the_certificate() {
+    let validity = Validity {
+        not_before: now() - HOUR,
+        not_after: now() + HOUR,
+    };
+    let identity = NodeIdentity::mint_for(&SECRET, "a@host", validity).unwrap();
+    let der = shown(&identity).certificate.to_der().unwrap();
+    let certificate = PeerCertificate::read(&der).unwrap();
+    let at = |seconds| UNIX_EPOCH + Duration::from_secs(u64::try_from(now() + seconds).unwrap());
+    let left = certificate.left(at(0)).unwrap().as_secs();
+    assert!((3590..=3610).contains(&left), "{left}");
+    assert_eq!(certificate.out_of_time(at(0)), None);
+    for (seconds, says) in [
+        (-2 * HOUR, "is not valid before "),
+        (2 * HOUR, "has expired on "),
+    ] {
+        assert_eq!(certificate.left(at(seconds)), None);
+        let text = certificate.out_of_time(at(seconds)).unwrap();
+        assert!(text.starts_with(says) && text.ends_with("GMT"), "{text}");
+    }
 }

@@ -30,6 +30,10 @@ fn public_key(certificate: &X509) -> Vec<u8> {
     key.public_key_to_der().unwrap()
 }
 
+fn peer_name(der: &[u8]) -> Option<String> {
+    PeerCertificate::read(der)?.node().map(str::to_owned)
+}
+
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
@@ -48,17 +52,25 @@ fn careless(mut context: SslContextBuilder) -> SslContextBuilder {
     context
 }
 
+fn shown(identity: &NodeIdentity) -> &Shown {
+    identity.server.shown.as_ref().unwrap()
+}
+
 fn mint(authority: &CookieAuthority, name: &str) -> NodeIdentity {
     NodeIdentity::mint(authority, name).unwrap()
 }
 
 /// An identity that shows `certificate` in place of its own.
 fn showing(certificate: X509, key: PKey<Private>) -> NodeIdentity {
-    NodeIdentity {
+    let mut identity = mint(&SECRET, "forged@host");
+    let other = Shown {
         key,
         certificate,
-        ..mint(&SECRET, "forged@host")
-    }
+        intermediates: Vec::new(),
+    };
+    identity.client.shown = Some(other.clone());
+    identity.server.shown = Some(other);
+    identity
 }
 
 /// A certificate of the test's own making, signed by `issuer`'s key.
@@ -71,7 +83,7 @@ fn forge(
     builder.set_version(2).unwrap();
     let serial: Asn1Integer = BigNum::from_u32(7).unwrap().to_asn1_integer().unwrap();
     builder.set_serial_number(&serial).unwrap();
-    let subject = mint(&SECRET, "forged@host").certificate;
+    let subject = shown(&mint(&SECRET, "forged@host")).certificate.clone();
     builder.set_subject_name(subject.subject_name()).unwrap();
     builder.set_issuer_name(issuer.0.subject_name()).unwrap();
     builder
@@ -89,7 +101,7 @@ fn forge(
 }
 
 fn new_key() -> PKey<Private> {
-    mint(&SECRET, "").key
+    shown(&mint(&SECRET, "")).key.clone()
 }
 
 fn leaf_extensions() -> Vec<X509Extension> {
@@ -155,13 +167,13 @@ fn two_derivations_sign_for_each_other() {
 #[test]
 fn debug_shows_no_secret() {
     let identity = mint(&SECRET, "a@host");
-    let shown = format!("{:?} {identity:?}", *SECRET);
-    assert!(shown.contains("a@host"));
-    assert!(!shown.contains("secret"));
-    for key in [SECRET.key(), &identity.key] {
+    let text = format!("{:?} {identity:?}", *SECRET);
+    assert!(text.contains("a@host"));
+    assert!(!text.contains("secret"));
+    for key in [SECRET.key(), &shown(&identity).key] {
         let scalar = key.ec_key().unwrap().private_key().to_vec();
-        assert!(!shown.contains(&hex(&scalar)));
-        assert!(!shown.contains(&format!("{scalar:?}")));
+        assert!(!text.contains(&hex(&scalar)));
+        assert!(!text.contains(&format!("{scalar:?}")));
     }
 }
 

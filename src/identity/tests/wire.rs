@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use boring::ssl::SslContextBuilder;
 use boring::x509::X509VerifyError;
 
-use crate::identity::peer_name;
+use super::peer_name;
 
 /// What one side has to say when all datagrams have been delivered.
 #[derive(Debug)]
@@ -17,7 +17,7 @@ pub(super) struct Side {
     pub(super) peer_name: Option<String>,
     pub(super) verified: Result<(), X509VerifyError>,
     pub(super) echoed: bool,
-    /// A ticket came: the next connection could skip verification.
+    /// A ticket came: the next connection can be resumed.
     pub(super) resumable: bool,
 }
 

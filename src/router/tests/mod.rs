@@ -108,21 +108,19 @@ fn sequences_under_way_are_bounded() {
 #[test]
 fn neighbours_take_different_streams() {
     let mut router = Router::new(4);
-    let routes: std::collections::HashSet<_> = (100..104)
-        .map(|id| {
-            router.route(&Packet::new().link(process(id), process(9)).whole()) == Route::Fence
-        })
-        .collect();
-    assert_eq!(routes, [false].into());
-    let streams: std::collections::BTreeSet<usize> = (100..104)
-        .filter_map(
-            |id| match router.route(&Packet::new().link(process(id), process(9)).whole()) {
-                Route::Stream(stream) => Some(stream),
-                Route::Fence => None,
-            },
-        )
-        .collect();
-    assert_eq!(streams.len(), 4);
+    let mut streams = |ids: std::ops::Range<u32>, length| {
+        let routes = ids.map(|id| {
+            let packet = Packet::new().link(process(id), process(9)).whole();
+            match router.route_long(&packet, length) {
+                Route::Stream(stream) => stream,
+                Route::Fence => panic!("fenced"),
+            }
+        });
+        routes.collect::<std::collections::BTreeSet<usize>>()
+    };
+    assert_eq!(streams(100..104, 100), [0, 1].into());
+    assert_eq!(streams(200..204, 100_000), [2, 3].into());
+    assert_eq!(streams(100..104, 100_000), [0, 1].into(), "they stay");
 }
 
 #[test]

@@ -164,38 +164,22 @@ fn signals(story: &Story) -> Vec<Signal> {
         if dead[slot] {
             continue;
         }
-        let mut push = |kind, bytes| {
-            signals.push(Signal {
-                sender: me,
-                receiver: to,
-                kind,
-                bytes,
-            });
+        let signal = |receiver, kind, bytes| Signal {
+            sender: me,
+            receiver,
+            kind,
+            bytes,
         };
         if story.spawned && !begun[slot] {
-            push(
-                Kind::SpawnReply,
-                Packet::new().spawn_reply(you, from).whole(),
-            );
+            let reply = Packet::new().spawn_reply(you, from).whole();
+            signals.push(signal(to, Kind::SpawnReply, reply));
         }
         begun[slot] = true;
         // A process is at one message at a time.
         for (receiver, bytes) in under_way[slot].drain(..) {
-            signals.push(Signal {
-                sender: me,
-                receiver,
-                kind: Kind::Fragment,
-                bytes,
-            });
+            signals.push(signal(receiver, Kind::Fragment, bytes));
         }
-        let mut push = |kind, bytes| {
-            signals.push(Signal {
-                sender: me,
-                receiver: to,
-                kind,
-                bytes,
-            });
-        };
+        let mut push = |kind, bytes| signals.push(signal(to, kind, bytes));
         match deed {
             Deed::SendToPid => push(Kind::Message, Packet::new().send_sender(from, you).whole()),
             Deed::SendToName => push(

@@ -1,6 +1,6 @@
 //! What our own rule would be without one of its fences.
 
-use crate::term::Terms;
+use crate::term::{Sender, Terms};
 
 fn control(packet: &[u8]) -> Option<(u8, Terms<'_>)> {
     let [131, 68, 0, control @ ..] = packet else {
@@ -14,7 +14,10 @@ fn control(packet: &[u8]) -> Option<(u8, Terms<'_>)> {
 /// The leader in a GROUP_LEADER signal: it stands where the sender does in the others.
 pub fn group_leader_of(packet: &[u8]) -> Option<u64> {
     match control(packet)? {
-        (7, mut terms) => terms.sender().map(|sender| sender.0),
+        (7, mut terms) => match terms.sender()? {
+            Sender::Process(process) => Some(u64::from(process.id)),
+            Sender::Port(port) => Some(port),
+        },
         _ => None,
     }
 }

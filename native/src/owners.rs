@@ -1,0 +1,585 @@
+//! Who owns which of a connection's streams, who accepts new ones, who waits for one; and what they
+//! are told.
+//!
+//! One lock for a connection. It is held while a message is sent, so that what a process is told and
+//! what it asks for have one order: who is not registered any more is told nothing afterwards. Under
+//! it the engine is asked for what only moves between queues; not for what may write packets, and
+//! nothing of the VM is called that could call back (monitors are set without it: `down` takes it).
+
+use std::collections::{HashMap, HashSet, VecDeque};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use quic_dist_engine::streams::{Demand, StreamError, code};
+use quic_dist_engine::{CloseReason, Handle, StreamEvent};
+use rustler::env::OwnedEnv;
+use rustler::{Atom, Encoder, Env, LocalPid, Resource, ResourceArc, Term};
+
+use crate::resources::ConnectionResource;
+use crate::terms::{self, atoms};
+use crate::waiters::Waiter;
+
+/// From this size on what was received becomes a binary where it is, without being copied.
+const IN_PLACE: usize = 4096;
+
+/// How an owner gets what arrives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Active {
+    True,
+    False,
+    Once,
+    Count(i32),
+}
+
+/// How a stream ended.
+#[derive(Clone)]
+enum End {
+    Closed,
+    Reset(u64),
+    Connection(CloseReason),
+}
+
+/// There may be very many: what is there seldom is in a box.
+struct Entry {
+    owner: LocalPid,
+    active: Active,
+    reader: Option<Box<(Waiter, Demand)>>,
+    writers: Vec<Waiter>,
+    /// Its owner gives it away: nobody is told anything.
+    giving: bool,
+    /// What the new owner is to be told.
+    end: Option<Box<End>>,
+    /// The peer's end was delivered.
+    fin: bool,
+}
+
+impl Entry {
+    fn new(owner: LocalPid, active: Active) -> Self {
+        Entry {
+            owner,
+            active,
+            reader: None,
+            writers: Vec::new(),
+            giving: false,
+            end: None,
+            fin: false,
+        }
+    }
+
+    /// What the engine is to read next.
+    fn demand(&self) -> Option<Demand> {
+        if self.giving || self.fin {
+            return None;
+        }
+        match (&self.reader, self.active) {
+            (Some(reader), _) => Some(reader.1),
+            (None, Active::False) => None,
+            (None, _) => Some(Demand::Any),
+        }
+    }
+}
+
+#[derive(Default)]
+struct Table {
+    node: Option<Atom>,
+    ended: bool,
+    streams: HashMap<u64, Entry>,
+    acceptors: VecDeque<(LocalPid, Active)>,
+    datagram_acceptors: VecDeque<LocalPid>,
+    /// Processes whose death is told to us.
+    watched: HashSet<LocalPid>,
+}
+
+/// See the module's documentation.
+#[derive(Default)]
+pub struct Owners(Mutex<Table>);
+
+/// Why something cannot be done.
+#[derive(Clone, Copy)]
+pub enum Refusal {
+    Stream(StreamError),
+    NotOwner,
+    /// The process is dead.
+    NoProcess,
+    Invalid,
+    /// Somebody receives already.
+    Already,
+}
+
+impl From<StreamError> for Refusal {
+    fn from(error: StreamError) -> Self {
+        Refusal::Stream(error)
+    }
+}
+
+/// Bytes that became a binary where they are.
+struct Received(Bytes);
+
+#[rustler::resource_impl]
+impl Resource for Received {}
+
+fn binary(env: Env, bytes: Bytes) -> Term {
+    if bytes.len() < IN_PLACE {
+        return terms::binary(env, &bytes);
+    }
+    ResourceArc::new(Received(bytes))
+        .make_binary(env, |received| &received.0)
+        .to_term(env)
+}
+
+fn message<'a>(env: Env<'a>, node: Option<Atom>, id: u64, what: Term<'a>) -> Term<'a> {
+    let node = node.unwrap_or_else(atoms::undefined);
+    let reference = (atoms::quic_dist_stream(), node, id);
+    (atoms::quic_dist_stream(), reference, what).encode(env)
+}
+
+fn end_term<'a>(env: Env<'a>, end: &End) -> Term<'a> {
+    match end {
+        End::Closed => atoms::closed().encode(env),
+        End::Reset(code) => (atoms::reset(), code).encode(env),
+        End::Connection(reason) => {
+            let reason = (atoms::connection(), terms::close_reason(env, reason));
+            (atoms::reset(), reason).encode(env)
+        }
+    }
+}
+
+impl Table {
+    fn entry(&mut self, id: u64) -> Result<&mut Entry, Refusal> {
+        if self.ended {
+            return Err(StreamError::Closed.into());
+        }
+        match self.streams.get_mut(&id) {
+            Some(entry) if entry.end.is_none() => Ok(entry),
+            _ => Err(StreamError::Unknown.into()),
+        }
+    }
+
+    /// Tells everybody who has to do with a stream how it ended.
+    fn end(&mut self, env: &mut OwnedEnv, id: u64, end: End) {
+        let Some(mut entry) = self.streams.remove(&id) else {
+            return;
+        };
+        let waiters = entry.writers.drain(..);
+        for waiter in waiters.chain(entry.reader.take().map(|reader| reader.0)) {
+            waiter.tell(|env| env.error_tuple(end_term(env, &end)));
+        }
+        if entry.giving {
+            entry.end = Some(Box::new(end));
+            self.streams.insert(id, entry);
+        } else {
+            let node = self.node;
+            let _ = env.send_and_clear(&entry.owner, |env| {
+                message(env, node, id, end_term(env, &end))
+            });
+        }
+    }
+}
+
+impl Owners {
+    pub fn start(&self, node: Atom) {
+        self.0.lock().node = Some(node);
+    }
+
+    /// Has the VM tell us of a process's death. False: it is dead.
+    fn watch(&self, env: Env, connection: &ResourceArc<ConnectionResource>, pid: LocalPid) -> bool {
+        if !self.0.lock().watched.insert(pid) {
+            return true;
+        }
+        if env.monitor(connection, &pid).is_some() {
+            return true;
+        }
+        self.down(&connection.handle, pid);
+        false
+    }
+
+    /// A process has died: its streams are reset.
+    pub fn down(&self, handle: &Handle, pid: LocalPid) {
+        let mut table = self.0.lock();
+        table.watched.remove(&pid);
+        table.acceptors.retain(|(acceptor, _)| *acceptor != pid);
+        table.datagram_acceptors.retain(|acceptor| *acceptor != pid);
+        // What it was about to give away and has ended has nobody to be told.
+        table
+            .streams
+            .retain(|_, entry| entry.owner != pid || entry.end.is_none());
+        let mut owned = Vec::new();
+        for (id, entry) in &mut table.streams {
+            entry.writers.retain(|waiter| waiter.pid != pid);
+            if entry.owner == pid {
+                entry.giving = false;
+                owned.push(*id);
+            }
+        }
+        drop(table);
+        for id in owned {
+            // It may have ended by itself.
+            let _ = handle.reset_stream(id, code::OWNER_DOWN);
+        }
+    }
+
+    pub fn open(
+        &self,
+        env: Env,
+        connection: &ResourceArc<ConnectionResource>,
+        owner: LocalPid,
+        (uni, priority, active): (bool, u8, Active),
+    ) -> Result<u64, Refusal> {
+        if !self.watch(env, connection, owner) {
+            return Err(Refusal::NoProcess);
+        }
+        let mut table = self.0.lock();
+        if table.ended {
+            return Err(StreamError::Closed.into());
+        }
+        if !table.watched.contains(&owner) {
+            return Err(Refusal::NoProcess);
+        }
+        let id = connection.handle.open_stream(uni, priority)?;
+        let entry = Entry::new(owner, active.counted());
+        let demand = if uni { None } else { entry.demand() };
+        // It fails if the connection has just ended: then nobody is to be told of the stream.
+        connection.handle.demand_stream(id, demand)?;
+        table.streams.insert(id, entry);
+        Ok(id)
+    }
+
+    pub fn accept(
+        &self,
+        env: Env,
+        connection: &ResourceArc<ConnectionResource>,
+        acceptor: LocalPid,
+        active: Active,
+    ) -> Result<(), Refusal> {
+        if !self.watch(env, connection, acceptor) {
+            return Err(Refusal::NoProcess);
+        }
+        let mut table = self.0.lock();
+        if table.ended {
+            return Err(StreamError::Closed.into());
+        }
+        if !table.watched.contains(&acceptor) {
+            return Err(Refusal::NoProcess);
+        }
+        match table.acceptors.iter_mut().find(|(pid, _)| *pid == acceptor) {
+            Some((_, mode)) => *mode = active.counted(),
+            None => table.acceptors.push_back((acceptor, active.counted())),
+        }
+        Ok(())
+    }
+
+    pub fn stop_accepting(&self, acceptor: LocalPid) {
+        let mut table = self.0.lock();
+        table.acceptors.retain(|(pid, _)| *pid != acceptor);
+    }
+
+    pub fn accept_datagrams(
+        &self,
+        env: Env,
+        connection: &ResourceArc<ConnectionResource>,
+        acceptor: LocalPid,
+    ) -> Result<(), Refusal> {
+        if !self.watch(env, connection, acceptor) {
+            return Err(Refusal::NoProcess);
+        }
+        let mut table = self.0.lock();
+        if table.ended {
+            return Err(StreamError::Closed.into());
+        }
+        if !table.datagram_acceptors.contains(&acceptor) {
+            table.datagram_acceptors.push_back(acceptor);
+        }
+        Ok(())
+    }
+
+    pub fn stop_accepting_datagrams(&self, acceptor: LocalPid) {
+        let mut table = self.0.lock();
+        table.datagram_acceptors.retain(|pid| *pid != acceptor);
+    }
+
+    /// Waits for room in a stream's queue. True: there is room.
+    pub fn await_room(&self, handle: &Handle, id: u64, waiter: Waiter) -> Result<bool, Refusal> {
+        let mut table = self.0.lock();
+        let entry = table.entry(id)?;
+        let room = handle.stream_has_room(id)?;
+        if !room {
+            entry.writers.push(waiter);
+        }
+        Ok(room)
+    }
+
+    /// Waits for data of a passive stream.
+    pub fn receive(
+        &self,
+        handle: &Handle,
+        id: u64,
+        length: usize,
+        waiter: Waiter,
+    ) -> Result<(), Refusal> {
+        let mut table = self.0.lock();
+        let entry = table.entry(id)?;
+        if entry.active != Active::False {
+            return Err(Refusal::Invalid);
+        }
+        if entry.reader.is_some() {
+            return Err(Refusal::Already);
+        }
+        if entry.fin {
+            return Err(StreamError::Closed.into());
+        }
+        let demand = match length {
+            0 => Demand::Any,
+            length => Demand::Exactly(length),
+        };
+        entry.reader = Some(Box::new((waiter, demand)));
+        let demanded = handle.demand_stream(id, entry.demand());
+        if demanded.is_err() {
+            // It is about to end; who does not wait is not answered.
+            entry.reader = None;
+        }
+        Ok(demanded?)
+    }
+
+    /// Stops waiting. False: the answer has been sent.
+    pub fn cancel(&self, handle: &Handle, id: u64, reference: Term) -> bool {
+        let mut table = self.0.lock();
+        let Some(entry) = table.streams.get_mut(&id) else {
+            return false;
+        };
+        if entry
+            .reader
+            .as_ref()
+            .is_some_and(|waiting| waiting.0.is(reference))
+        {
+            entry.reader = None;
+            // If the stream has ended meanwhile there is nothing to take back.
+            let _ = handle.demand_stream(id, None);
+            return true;
+        }
+        let before = entry.writers.len();
+        entry.writers.retain(|waiter| !waiter.is(reference));
+        entry.writers.len() < before
+    }
+
+    pub fn set_active(
+        &self,
+        env: Env,
+        handle: &Handle,
+        id: u64,
+        active: Active,
+    ) -> Result<(), Refusal> {
+        let mut table = self.0.lock();
+        let node = table.node;
+        let entry = table.entry(id)?;
+        if entry.reader.is_some() {
+            return Err(Refusal::Invalid);
+        }
+        let added = match (active, entry.active) {
+            (Active::Count(more), Active::Count(left)) => Active::Count(left + more),
+            (active, _) => active,
+        };
+        if matches!(added, Active::Count(n) if n > i32::from(i16::MAX)) {
+            return Err(Refusal::Invalid);
+        }
+        entry.active = added.counted();
+        if matches!(added, Active::Count(_)) && entry.active == Active::False {
+            let _ = env.send(
+                &entry.owner,
+                message(env, node, id, atoms::passive().encode(env)),
+            );
+        }
+        let demand = entry.demand();
+        Ok(handle.demand_stream(id, demand)?)
+    }
+
+    /// The owner is about to give a stream away.
+    pub fn give(&self, handle: &Handle, id: u64, owner: LocalPid) -> Result<(), Refusal> {
+        let mut table = self.0.lock();
+        let entry = table.entry(id)?;
+        if entry.owner != owner {
+            return Err(Refusal::NotOwner);
+        }
+        // If it is about to end, its owner is to be told.
+        handle.demand_stream(id, None)?;
+        entry.giving = true;
+        Ok(())
+    }
+
+    /// The stream has its new owner.
+    pub fn given(
+        &self,
+        env: Env,
+        connection: &ResourceArc<ConnectionResource>,
+        id: u64,
+        owner: LocalPid,
+    ) -> Result<(), Refusal> {
+        let alive = self.watch(env, connection, owner);
+        let handle = &connection.handle;
+        let mut table = self.0.lock();
+        let alive = alive && table.watched.contains(&owner);
+        let node = table.node;
+        let Some(entry) = table.streams.get_mut(&id) else {
+            return Err(StreamError::Unknown.into());
+        };
+        if entry.owner != env.pid() || !entry.giving {
+            return Err(Refusal::NotOwner);
+        }
+        entry.giving = false;
+        if !alive {
+            let ended = entry.end.is_some();
+            if ended {
+                table.streams.remove(&id);
+            }
+            drop(table);
+            // It may have ended by itself.
+            let _ = handle.reset_stream(id, code::OWNER_DOWN);
+            return Err(Refusal::NoProcess);
+        }
+        entry.owner = owner;
+        if let Some(end) = entry.end.take() {
+            table.streams.remove(&id);
+            let _ = env.send(&owner, message(env, node, id, end_term(env, &end)));
+            return Ok(());
+        }
+        // If it is about to end, its new owner will be told.
+        let _ = handle.demand_stream(id, entry.demand());
+        Ok(())
+    }
+
+    /// Each stream's owner and mode.
+    pub fn owners(&self) -> HashMap<u64, (LocalPid, Active)> {
+        let table = self.0.lock();
+        let owned = |(id, entry): (&u64, &Entry)| (*id, (entry.owner, entry.active));
+        table.streams.iter().map(owned).collect()
+    }
+
+    // What the engine tells, on the event thread
+
+    pub fn event(&self, env: &mut OwnedEnv, handle: &Handle, id: u64, event: StreamEvent) {
+        match event {
+            StreamEvent::Incoming => self.incoming(env, handle, id),
+            StreamEvent::Data { bytes, fin } => self.data(env, handle, id, bytes, fin),
+            StreamEvent::Room => {
+                if let Some(entry) = self.0.lock().streams.get_mut(&id) {
+                    for waiter in entry.writers.drain(..) {
+                        waiter.tell(|env| atoms::ok().encode(env));
+                    }
+                }
+            }
+            StreamEvent::Reset(code) => self.0.lock().end(env, id, End::Reset(code)),
+            StreamEvent::Closed => self.0.lock().end(env, id, End::Closed),
+        }
+    }
+
+    /// The connection has ended.
+    pub fn ended(&self, env: &mut OwnedEnv, reason: &CloseReason) {
+        let mut table = self.0.lock();
+        table.ended = true;
+        table.acceptors.clear();
+        table.datagram_acceptors.clear();
+        let ids: Vec<u64> = table.streams.keys().copied().collect();
+        for id in ids {
+            table.end(env, id, End::Connection(reason.clone()));
+        }
+    }
+
+    fn incoming(&self, env: &mut OwnedEnv, handle: &Handle, id: u64) {
+        let mut table = self.0.lock();
+        let node = table.node;
+        let Some((acceptor, active)) = table.acceptors.pop_front() else {
+            drop(table);
+            // It may have ended by itself.
+            let _ = handle.reset_stream(id, code::REFUSED);
+            return;
+        };
+        table.acceptors.push_back((acceptor, active));
+        let entry = Entry::new(acceptor, active);
+        let demand = entry.demand();
+        table.streams.insert(id, entry);
+        if active == Active::False {
+            // No data will say so.
+            let _ = env.send_and_clear(&acceptor, |env| {
+                message(env, node, id, atoms::passive().encode(env))
+            });
+        }
+        let _ = handle.demand_stream(id, demand);
+    }
+
+    fn data(&self, env: &mut OwnedEnv, handle: &Handle, id: u64, bytes: Bytes, fin: bool) {
+        let mut table = self.0.lock();
+        let node = table.node;
+        // Whoever has no entry any more is about to be reset.
+        let Some(entry) = table.streams.get_mut(&id) else {
+            return;
+        };
+        let kept = bytes.clone();
+        let taken = match entry.reader.take() {
+            _ if entry.giving => false,
+            Some(reader) => reader
+                .0
+                .tell(|env| (atoms::ok(), binary(env, bytes), fin).encode(env)),
+            None if entry.active == Active::False => false,
+            None => {
+                // An owner that is dead is about to be noticed.
+                let _ = env.send_and_clear(&entry.owner, |env| {
+                    let data = (atoms::data(), binary(env, bytes), fin).encode(env);
+                    message(env, node, id, data)
+                });
+                if entry.delivered() {
+                    let _ = env.send_and_clear(&entry.owner, |env| {
+                        message(env, node, id, atoms::passive().encode(env))
+                    });
+                }
+                true
+            }
+        };
+        if taken {
+            entry.fin |= fin;
+            handle.stream_delivered(id, fin, entry.demand());
+        } else {
+            handle.put_back_stream(id, &kept, fin);
+            let demand = entry.demand();
+            let _ = handle.demand_stream(id, demand);
+        }
+    }
+
+    pub fn datagrams(&self, env: &mut OwnedEnv, datagrams: Vec<Vec<u8>>) {
+        let mut table = self.0.lock();
+        let node = table.node.unwrap_or_else(atoms::undefined);
+        for datagram in datagrams {
+            let Some(acceptor) = table.datagram_acceptors.pop_front() else {
+                return;
+            };
+            table.datagram_acceptors.push_back(acceptor);
+            let _ = env.send_and_clear(&acceptor, |env| {
+                let data = terms::binary(env, &datagram);
+                (atoms::quic_dist_datagram(), node, data).encode(env)
+            });
+        }
+    }
+}
+
+impl Entry {
+    /// Counts a delivery to the owner. True: the stream has become passive by a count.
+    fn delivered(&mut self) -> bool {
+        match self.active {
+            Active::Once => self.active = Active::False,
+            Active::Count(n) => {
+                self.active = Active::Count(n - 1).counted();
+                return self.active == Active::False;
+            }
+            Active::True | Active::False => {}
+        }
+        false
+    }
+}
+
+impl Active {
+    /// A count that has run out is none.
+    fn counted(self) -> Self {
+        match self {
+            Active::Count(..=0) => Active::False,
+            active => active,
+        }
+    }
+}

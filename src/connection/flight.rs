@@ -1,0 +1,198 @@
+//! How much long data may be on its way to the peer: what decides, and what counts it.
+//!
+//! A congestion window grows until something is lost, and what is lost last is the room in the
+//! buffers on the way (on loopback, in the peer's socket): they would always be full, and a short
+//! message would wait behind all that is in them, however urgent. So long data is given to QUIC only
+//! as far as it takes to keep the path busy: twice what the path has delivered in a round trip
+//! without queues (BBR's gain, draft-ietf-ccwg-bbr, section 2.8), and what it delivers while a thread
+//! of the peer's waits for a processor. If the path can do more, that doubles with each round trip;
+//! where the congestion window is less, it is the limit as before.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+/// What may always be on its way: enough to find out what the path can do.
+const ALWAYS: usize = 256 << 10;
+/// How long a thread waits for a processor.
+const WAIT: Duration = Duration::from_millis(1);
+/// How long the best delivery rate is remembered, at least: quiche tells that of the last packets
+/// only, and while an application has little to say, that is little.
+const REMEMBERED: Duration = Duration::from_secs(2);
+
+/// See the module's documentation.
+#[derive(Debug, Default)]
+pub struct Flight {
+    /// The best rate, in bytes a second, since `since`, and in the time before.
+    best: [u64; 2],
+    since: Option<Instant>,
+    /// How much may be on its way, and when that was found out.
+    most: usize,
+    at: Option<Instant>,
+    under_way: Arc<AtomicUsize>,
+}
+
+impl Flight {
+    /// Whether it is known how much may be on its way at this time.
+    pub fn is_known(&self, now: Instant) -> bool {
+        self.at == Some(now)
+    }
+
+    /// How much more may be given to QUIC.
+    pub fn room(&self) -> usize {
+        self.most.saturating_sub(self.under_way.load(Relaxed))
+    }
+
+    /// Takes the figures of the path in use.
+    pub fn learn(&mut self, now: Instant, rate: u64, min_rtt: Option<Duration>) {
+        self.at = Some(now);
+        if self.since.is_none_or(|since| now >= since + REMEMBERED) {
+            self.best = [0, self.best[0]];
+            self.since = Some(now);
+        }
+        self.best[0] = self.best[0].max(rate);
+        let best = u128::from(self.best[0].max(self.best[1]));
+        let time = 2 * min_rtt.unwrap_or_default() + WAIT;
+        self.most = usize::try_from(best * time.as_micros() / 1_000_000)
+            .unwrap_or(usize::MAX)
+            .max(ALWAYS);
+    }
+
+    /// Counts this as under way until QUIC lets go of it: until the peer has acknowledged it and all
+    /// before it, or its stream has been reset.
+    pub fn piece(&self, bytes: Bytes) -> Piece {
+        self.under_way.fetch_add(bytes.len(), Relaxed);
+        let counted = Counted {
+            length: AtomicUsize::new(bytes.len()),
+            under_way: self.under_way.clone(),
+        };
+        Piece {
+            bytes,
+            counted: Some(Arc::new(counted)),
+        }
+    }
+}
+
+/// What QUIC's streams are written with: QUIC keeps a piece until it is acknowledged, so what is sent
+/// is not copied on its way into a stream.
+#[derive(Clone, Debug)]
+pub struct Piece {
+    pub bytes: Bytes,
+    counted: Option<Arc<Counted>>,
+}
+
+#[derive(Debug)]
+struct Counted {
+    length: AtomicUsize,
+    under_way: Arc<AtomicUsize>,
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.under_way.fetch_sub(self.length.load(Relaxed), Relaxed);
+    }
+}
+
+/// Not counted: there is little of it.
+impl From<Bytes> for Piece {
+    fn from(bytes: Bytes) -> Self {
+        Piece {
+            bytes,
+            counted: None,
+        }
+    }
+}
+
+impl AsRef<[u8]> for Piece {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl quiche::BufSplit for Piece {
+    /// What QUIC does not take comes back, and is not under way.
+    fn split_at(&mut self, at: usize) -> Self {
+        let rest = self.bytes.split_off(at);
+        if let Some(counted) = &self.counted {
+            counted.length.store(at, Relaxed);
+            counted.under_way.fetch_sub(rest.len(), Relaxed);
+        }
+        rest.into()
+    }
+}
+
+/// For quiche.
+#[derive(Clone, Debug, Default)]
+pub struct Pieces;
+
+impl quiche::BufFactory for Pieces {
+    type Buf = Piece;
+    type DgramBuf = Vec<u8>;
+
+    fn buf_from_slice(bytes: &[u8]) -> Piece {
+        Bytes::copy_from_slice(bytes).into()
+    }
+
+    fn dgram_buf_from_slice(bytes: &[u8]) -> Vec<u8> {
+        bytes.to_vec()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use quiche::BufSplit;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn room(flight: &mut Flight, now: Instant, rate: u64, rtt: Duration) -> usize {
+        flight.learn(now, rate, Some(rtt));
+        flight.room()
+    }
+
+    #[test]
+    fn a_path_gets_twice_what_it_has_delivered_in_a_round_trip() {
+        let mut flight = Flight::default();
+        let now = Instant::now();
+        flight.learn(now, 0, None);
+        assert_eq!(flight.room(), ALWAYS, "nothing is known");
+        let loopback = room(&mut flight, now, 1_000_000_000, MS / 20);
+        assert_eq!(loopback, 1_100_000);
+        let mut far = Flight::default();
+        assert_eq!(room(&mut far, now, 12_500_000, 20 * MS), 512_500);
+        assert_eq!(room(&mut far, now, 100_000_000, 100 * MS), 20_100_000);
+    }
+
+    #[test]
+    fn the_best_rate_is_remembered_for_a_while_and_forgotten() {
+        let mut flight = Flight::default();
+        let start = Instant::now();
+        let rtt = 100 * MS;
+        let much = room(&mut flight, start, 100_000_000, rtt);
+        assert_eq!(much, 20_100_000);
+        assert_eq!(room(&mut flight, start + REMEMBERED, 10, rtt), much);
+        assert_eq!(room(&mut flight, start + 2 * REMEMBERED, 10, rtt), ALWAYS);
+    }
+
+    #[test]
+    fn what_quic_holds_is_under_way() {
+        let mut flight = Flight::default();
+        flight.learn(Instant::now(), 0, None);
+        let mut piece = flight.piece(Bytes::from(vec![0; 1000]));
+        let short = Piece::from(Bytes::from_static(b"short"));
+        assert_eq!(flight.room(), ALWAYS - 1000);
+        let rest = piece.split_at(600);
+        assert_eq!((piece.as_ref().len(), rest.as_ref().len()), (600, 400));
+        assert_eq!(flight.room(), ALWAYS - 600);
+        // quiche splits what it sends again
+        let half = piece.clone();
+        drop(piece);
+        assert_eq!(flight.room(), ALWAYS - 600);
+        drop((half, rest, short));
+        assert_eq!(flight.room(), ALWAYS);
+        let _more = flight.piece(Bytes::from(vec![0; 2 * ALWAYS]));
+        assert_eq!(flight.room(), 0);
+    }
+}

@@ -1,0 +1,155 @@
+//! Who the peer is: by a full handshake and by a resumed one.
+
+use super::*;
+use crate::identity::Validity;
+
+/// Two nodes that meet again and again: their TLS contexts stay.
+struct Meeting {
+    client: quiche::Config,
+    server: quiche::Config,
+}
+
+impl Meeting {
+    fn new(client: &NodeIdentity, server: &NodeIdentity) -> Self {
+        let config = |role, tls| config::quic(&limits(), role, tls).unwrap();
+        let mut server = config(Role::Server, server.server_context().unwrap());
+        server.set_ticket_key(&[1; 48]).unwrap();
+        Meeting {
+            client: config(Role::Client, client.client_context().unwrap()),
+            server,
+        }
+    }
+
+    /// Dials `node`, and waits for both sides' verdicts.
+    fn dial(&mut self, node: &str, session: Option<&Session>) -> Pair {
+        let limits = limits();
+        let mut client = Side::client_with(&mut self.client, &limits);
+        client.connection.dials(node, session);
+        let server = Side::server_with(&mut self.server, &limits);
+        let mut pair = Pair::of(client, server);
+        pair.settle();
+        pair
+    }
+}
+
+fn mint(name: &str) -> NodeIdentity {
+    NodeIdentity::mint(&AUTHORITY, name).unwrap()
+}
+
+/// Whether both sides hold the connection for a resumed one; they are connected.
+fn resumed(pair: &Pair) -> bool {
+    for side in [&pair.client, &pair.server] {
+        assert_eq!(side.ended(), None);
+        assert!(side.established);
+    }
+    let resumed = pair.client.connection.quic.is_resumed();
+    assert_eq!(pair.server.connection.quic.is_resumed(), resumed);
+    resumed
+}
+
+fn names(pair: &Pair) -> [Option<String>; 2] {
+    [&pair.client, &pair.server].map(|side| side.connection.peer_name())
+}
+
+#[test]
+fn a_session_is_resumed_and_both_know_whom_they_meet() {
+    let mut meeting = Meeting::new(&mint("a@host"), &mint("b@host"));
+    let first = meeting.dial("b@host", None);
+    assert!(!resumed(&first));
+    let expected = ["b@host", "a@host"].map(|name| Some(name.to_owned()));
+    assert_eq!(names(&first), expected);
+    let second = meeting.dial("b@host", first.client.session.as_ref());
+    assert!(resumed(&second));
+    assert_eq!(names(&second), expected);
+    // What it gave can be resumed in its turn.
+    let mut third = meeting.dial("b@host", second.client.session.as_ref());
+    assert!(resumed(&third));
+    assert_eq!(names(&third), expected);
+    third.client.send_data(&packets(1, &[200_000]));
+    third.until("it has arrived", |pair| pair.server.packets.len() == 1);
+}
+
+/// The server has another key for its tickets, as after a restart or with another identity.
+#[test]
+fn a_ticket_of_another_key_makes_a_full_handshake() {
+    let mut meeting = Meeting::new(&mint("a@host"), &mint("b@host"));
+    let first = meeting.dial("b@host", None);
+    meeting.server.set_ticket_key(&[2; 48]).unwrap();
+    let second = meeting.dial("b@host", first.client.session.as_ref());
+    assert!(!resumed(&second));
+}
+
+/// Even the server that has a copy of the key: the session is bound to the identity.
+#[test]
+fn a_ticket_of_another_identity_makes_a_full_handshake() {
+    let (a, b) = (mint("a@host"), mint("b@host"));
+    let first = Meeting::new(&a, &b).dial("b@host", None);
+    let mut again = Meeting::new(&a, &mint("b@host"));
+    assert!(!resumed(
+        &again.dial("b@host", first.client.session.as_ref())
+    ));
+    let mut same = Meeting::new(&a, &b);
+    assert!(resumed(&same.dial("b@host", first.client.session.as_ref())));
+}
+
+/// Another cookie: neither the session nor the certificate helps.
+#[test]
+fn a_session_does_not_lead_past_another_cookie() {
+    let (a, b) = (mint("a@host"), mint("b@host"));
+    let first = Meeting::new(&a, &b).dial("b@host", None);
+    let other = CookieAuthority::derive(b"other").unwrap();
+    let x = NodeIdentity::mint(&other, "b@host").unwrap();
+    let pair = Meeting::new(&a, &x).dial("b@host", first.client.session.as_ref());
+    let (by_us, alert) = (true, 48);
+    assert_eq!(pair.client.closed, Some(CloseReason::Tls { by_us, alert }));
+    assert!(!pair.server.established);
+}
+
+#[test]
+fn the_certificate_has_to_be_that_of_the_node_dialled() {
+    let mut meeting = Meeting::new(&mint("a@host"), &mint("b@host"));
+    let first = meeting.dial("b@host", None);
+    for session in [None, first.client.session.as_ref()] {
+        // On the same host, too.
+        let pair = meeting.dial("c@host", session);
+        let text = "the peer's certificate is that of b@host, not of c@host".to_owned();
+        let reason = CloseReason::Certificate { alert: 42, text };
+        assert_eq!(pair.client.closed, Some(reason));
+        assert!(!pair.client.established);
+        let (by_us, alert) = (false, 42);
+        let told = CloseReason::Tls { by_us, alert };
+        assert_eq!(pair.server.ended(), Some(&told));
+    }
+}
+
+/// A certificate ends, and what was resumed with it ends with it.
+#[test]
+fn a_session_does_not_outlive_the_certificate() {
+    let now = Validity::from_now().unwrap().not_before + 60 * 60;
+    let soon = Validity {
+        not_before: now - 60,
+        not_after: now + 2,
+    };
+    let a = NodeIdentity::mint_for(&AUTHORITY, "a@host", soon).unwrap();
+    let mut meeting = Meeting::new(&a, &mint("b@host"));
+    let first = meeting.dial("b@host", None);
+    assert!(!resumed(&first));
+    let in_time = meeting.dial("b@host", first.client.session.as_ref());
+    assert!(resumed(&in_time));
+    std::thread::sleep(Duration::from_secs(4));
+    let late = meeting.dial("b@host", first.client.session.as_ref());
+    assert!(late.server.connection.quic.is_resumed());
+    let Some(CloseReason::Certificate { alert: 45, text }) = &late.server.refused else {
+        panic!("{:?}", late.server.ended());
+    };
+    assert!(
+        text.starts_with("the peer's certificate (a@host) has expired on ")
+            && text.ends_with("GMT"),
+        "{text}"
+    );
+    let (by_us, alert) = (false, 45);
+    assert_eq!(late.client.closed, Some(CloseReason::Tls { by_us, alert }));
+    // A full handshake says the same of it.
+    let full = meeting.dial("b@host", None);
+    assert_eq!(full.server.refused, late.server.refused);
+}

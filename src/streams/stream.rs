@@ -1,0 +1,134 @@
+//! One stream of the application's: what is known of it on our side of quiche.
+
+use bytes::{Bytes, BytesMut};
+
+use super::Left;
+use crate::send_queue::SendQueue;
+
+/// How far the sending side is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sending {
+    Open,
+    /// Nothing more is taken; the queue and FIN have not all been given to quiche.
+    Finishing,
+    /// Quiche has it all, or there is no such side.
+    Done,
+}
+
+/// What the reader wants next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Demand {
+    /// Whatever there is.
+    Any,
+    /// This many bytes, or what is left before the end.
+    Exactly(usize),
+}
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(super) struct Stream {
+    pub uni: bool,
+    pub priority: u8,
+    /// What quiche was told; nothing, before it knows the stream.
+    pub told_priority: Option<u8>,
+    pub queue: SendQueue,
+    pub sending: Sending,
+    /// The peer's end has been delivered, or there is no such side.
+    pub received: bool,
+    /// It is in the schedule of those to write.
+    pub scheduled: bool,
+    /// Somebody waits for room in the queue.
+    pub waiting: bool,
+    /// One delivery, once asked for.
+    pub demand: Option<Demand>,
+    /// A delivery is on its way; until it has arrived nothing more is read.
+    pub in_flight: bool,
+    /// Quiche has something to read.
+    pub unread: bool,
+    /// It is in the list of those to read.
+    pub listed: bool,
+    /// Read from quiche and not delivered; and whether the peer's end comes after it.
+    pub partial: BytesMut,
+    pub fin_read: bool,
+    /// A reset has been ordered: nothing else matters any more.
+    pub reset: bool,
+    /// [`crate::event::StreamEvent::Closed`] has been told.
+    pub closed: bool,
+}
+
+impl Stream {
+    pub fn new(priority: u8, sends: bool, receives: bool) -> Self {
+        Stream {
+            uni: !(sends && receives),
+            priority,
+            told_priority: None,
+            queue: SendQueue::default(),
+            sending: if sends { Sending::Open } else { Sending::Done },
+            received: !receives,
+            scheduled: false,
+            waiting: false,
+            demand: None,
+            in_flight: false,
+            unread: false,
+            listed: false,
+            partial: BytesMut::new(),
+            fin_read: false,
+            reset: false,
+            closed: false,
+        }
+    }
+
+    /// Whether something can be read for a reader that wants it.
+    pub fn wants_reading(&self) -> bool {
+        self.demand.is_some()
+            && !self.in_flight
+            && !self.reset
+            && (self.unread || self.fin_read || !self.partial.is_empty())
+    }
+
+    /// Whether there is something to give to quiche.
+    pub fn wants_writing(&self) -> bool {
+        !self.reset && (!self.queue.is_empty() || self.sending == Sending::Finishing)
+    }
+
+    /// How it is left.
+    pub fn left(&self) -> Left {
+        Left {
+            opened: self.told_priority.is_some(),
+            priority: self.priority,
+            sending: self.sending != Sending::Done,
+            closed: self.closed,
+        }
+    }
+
+    /// Takes the delivery that the demand asks for, if what has been read makes one.
+    pub fn delivery(&mut self) -> Option<(Bytes, bool)> {
+        let length = match self.demand? {
+            Demand::Exactly(length) if self.partial.len() >= length => length,
+            Demand::Exactly(_) if !self.fin_read => return None,
+            Demand::Any if !self.fin_read && self.partial.is_empty() => return None,
+            _ => self.partial.len(),
+        };
+        let bytes = if length == self.partial.len() {
+            // An empty rest would hold on to the whole buffer.
+            std::mem::take(&mut self.partial).freeze()
+        } else {
+            self.partial.split_to(length).freeze()
+        };
+        self.demand = None;
+        self.in_flight = true;
+        let fin = self.fin_read && self.partial.is_empty();
+        self.fin_read &= !fin;
+        Some((bytes, fin))
+    }
+
+    /// A delivery comes back: nobody took it. There is only ever one.
+    pub fn put_back(&mut self, bytes: &[u8], fin: bool) {
+        let mut whole = BytesMut::with_capacity(bytes.len() + self.partial.len());
+        whole.extend_from_slice(bytes);
+        whole.extend_from_slice(&self.partial);
+        self.partial = whole;
+        self.fin_read |= fin;
+        self.in_flight = false;
+    }
+}

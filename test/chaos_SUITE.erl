@@ -1,0 +1,250 @@
+%% What comes after a crash: how long it takes until the node is connected again, beside inet_tcp and inet_tls; a cluster whose nodes are
+%% killed and started again at random, under load, and what `global' and `pg' know of it then; and two nodes under full load for long,
+%% with faults coming and going, that need no more of anything at the end than at the beginning.
+%%
+%%   QUIC_DIST_CHAOS=full          ten minutes of killing, half an hour of load (or so many seconds of each as it says)
+-module(chaos_SUITE).
+-include_lib("common_test/include/ct.hrl").
+-include_lib("public_key/include/public_key.hrl").
+
+-export([all/0, suite/0, init_per_suite/1, end_per_suite/1, init_per_testcase/2, end_per_testcase/2]).
+-export([reconnection/1, killed_at_random/1, soak/1]).
+%% run on the nodes
+-export([member/1, load/1, sink/0, known/0]).
+
+-define(LIB, quic_dist_test_lib).
+-define(LOAD, liveness_SUITE).
+-define(MIB, 1048576).
+-define(CRASHES, 5).
+
+suite() -> [{timetrap, {seconds, 120 + max(killing_s(), soak_s())}}].
+
+all() -> [reconnection, killed_at_random, soak].
+
+init_per_suite(Config) -> ?LIB:init_suite(Config).
+end_per_suite(Config) -> ?LIB:end_suite(Config).
+init_per_testcase(Case, Config) -> ?LIB:init_case(Case, [{C, "it looks into QUIC connections"} || C <- [reconnection, soak]], Config).
+end_per_testcase(_Case, Config) -> ?LIB:end_case(Config).
+
+killing_s() -> duration(30, 600).
+soak_s() -> duration(60, 1800).
+
+duration(Short, Full) ->
+    case os:getenv("QUIC_DIST_CHAOS") of
+        false -> Short;
+        "full" -> Full;
+        Seconds -> list_to_integer(Seconds)
+    end.
+
+%%% Reconnection
+
+%% B is killed and started again; then it dials A, which may not have noticed yet. The pairs take turns.
+reconnection(Config) ->
+    Tls = tls(?config(priv_dir, Config)),
+    Carriers = [{"quic", []}, {"inet_tcp", []}, {"inet_tls", ["-ssl_dist_optfile", Tls]}],
+    Pairs = [begin
+                 Options = #{carrier => Carrier, args => ["-kernel", "dist_auto_connect", "never" | Args]},
+                 B = Options#{name => ?LIB:name("b")},
+                 [NodeA, NodeB] = ?LIB:start_all([Options, B]),
+                 ?LIB:connect(NodeA, NodeB),
+                 {Carrier, NodeA, NodeB, B}
+             end || {Carrier, Args} <- Carriers],
+    Times = [begin
+                 Name = ?LIB:node(A),
+                 {Carrier, lists:sort(crashes(?CRASHES, A, Name, B, Options))}
+             end || {Carrier, A, B, Options} <- Pairs],
+    Medians = #{"quic" := Quic, "inet_tls" := TlsTime} = maps:from_list([{Carrier, lists:nth(?CRASHES div 2 + 1, T)} || {Carrier, T} <- Times]),
+    ct:log("ms from dialling to nodeup after a crash, median of ~b: ~p; all: ~p", [?CRASHES, Medians, Times]),
+    %% two handshakes of TLS 1.3, and no more of anything: as TLS over TCP
+    true = Quic =< 2 * TlsTime + 20.
+
+crashes(0, _, _, _, _) -> [];
+crashes(N, A, NodeA, B, Options) ->
+    ?LIB:kill(B),
+    Again = ?LIB:start(Options),
+    Millis = ?LIB:run(Again, fun() ->
+        {Micros, true} = timer:tc(net_kernel, connect_node, [NodeA]),
+        Micros / 1000
+    end),
+    ?LIB:await_connected(A, Again),
+    [Millis | crashes(N - 1, A, NodeA, Again, Options)].
+
+%% An authority, and certificates of it for either end.
+tls(Dir) ->
+    Key = {key, {namedCurve, secp256r1}},
+    Host = #'Extension'{extnID = ?'id-ce-subjectAltName', extnValue = [{dNSName, "127.0.0.1"}, {iPAddress, <<127, 0, 0, 1>>}], critical = false},
+    %% the default is SHA-1, which ssl refuses since OTP 26
+    Digest = {digest, sha256},
+    Chain = #{root => [Key, Digest], intermediates => [], peer => [Key, Digest, {extensions, [Host]}]},
+    #{server_config := Server, client_config := Client} =
+        public_key:pkix_test_data(#{server_chain => Chain, client_chain => Chain}),
+    [Server1, Client1] = [begin
+        File = fun(What, Ders) ->
+            Path = filename:join(Dir, lists:concat([Side, "_", What, ".pem"])),
+            ok = file:write_file(Path, public_key:pem_encode([{Type, Der, not_encrypted} || {Type, Der} <- Ders])),
+            Path
+        end,
+        {KeyType, KeyDer} = proplists:get_value(key, Opts),
+        [{certfile, File(cert, [{'Certificate', proplists:get_value(cert, Opts)}])},
+         {keyfile, File(key, [{KeyType, KeyDer}])},
+         {cacertfile, File(ca, [{'Certificate', Der} || Der <- proplists:get_value(cacerts, Opts)])},
+         {verify, verify_peer}]
+    end || {Side, Opts} <- [{server, Server}, {client, Client}]],
+    Conf = filename:join(Dir, "tls.conf"),
+    ok = file:write_file(Conf, io_lib:format("~p.~n", [[{server, [{fail_if_no_peer_cert, true} | Server1]},
+                                                       {client, Client1}]])),
+    Conf.
+
+%%% Killed at random
+
+%% Each of five nodes says something to all others all the time, and so dials those that are not connected.
+killed_at_random(_Config) ->
+    Names = [?LIB:name("n" ++ integer_to_list(I)) || I <- lists:seq(1, 5)],
+    Nodes = [list_to_atom(N) || N <- Names],
+    Join = fun(H) -> ok = ?LIB:call(H, ?MODULE, member, [Nodes]), H end,
+    Started = [Join(H) || H <- ?LIB:start_all([#{name => N} || N <- Names])],
+    Deadline = millis() + killing_s() * 1000,
+    {Killed, Left} = kill_some(Deadline, Names, Started, Join, 0),
+    Since = millis(),
+    ?LIB:await_mesh(Left),
+    Meshed = millis() - Since,
+    %% what each knows: all five names, and all five members, each of them alive
+    Show = spawn_link(fun() -> timer:sleep(30000), ct:log("after 30 s each knows: ~0p", [[{?LIB:node(H), ?LIB:call(H, ?MODULE, known, [])} || H <- Left]]) end),
+    ?LIB:wait_until(knows, fun() ->
+        case lists:usort([?LIB:call(H, ?MODULE, known, []) || H <- Left]) of
+            [{Global, Pg}] -> length(Global) =:= 5 andalso lists:sort([node(P) || P <- Global]) =:= lists:sort(Nodes)
+                              andalso lists:sort([node(P) || P <- Pg]) =:= lists:sort(Nodes);
+            _ -> false
+        end
+    end, 60000),
+    Known = millis() - Since,
+    unlink(Show),
+    exit(Show, kill),
+    [{Global, Pg} | _] = [?LIB:call(H, ?MODULE, known, []) || H <- Left],
+    [true = ?LIB:run(H, fun() -> lists:all(fun(P) -> erpc:call(node(P), erlang, is_process_alive, [P], 10000) end, Global ++ Pg) end) || H <- Left],
+    ct:log("~b crashes in ~b s; then meshed after ~b ms, global and pg agreed after ~b ms", [Killed, killing_s(), Meshed, Known]),
+    true = Killed >= killing_s() div 5.
+
+kill_some(Deadline, Names, Handles, Join, Killed) ->
+    case millis() > Deadline of
+        true -> {Killed, Handles};
+        false ->
+            At = rand:uniform(5),
+            ?LIB:kill(lists:nth(At, Handles)),
+            timer:sleep(rand:uniform(500)),
+            Again = Join(?LIB:start(#{name => lists:nth(At, Names)})),
+            {Before, [_ | After]} = lists:split(At - 1, Handles),
+            timer:sleep(rand:uniform(500)),
+            kill_some(Deadline, Names, Before ++ [Again | After], Join, Killed + 1)
+    end.
+
+%% Joins: a name in `global', a member in `pg', and something to say to everybody.
+-spec member([node()]) -> ok.
+member(Nodes) ->
+    _ = spawn(fun() ->
+        {ok, _} = pg:start(chaos_groups),
+        register(chaos, self()),
+        ok = pg:join(chaos_groups, everybody, self()),
+        sink()
+    end),
+    ?LIB:wait_until(fun() -> whereis(chaos) =/= undefined end, 5000),
+    %% a name for each life: two processes that want one are settled by killing one of them
+    _ = spawn(fun() -> yes = global:register_name({chaos, node(), erlang:system_info(creation)}, whereis(chaos)), ok end),
+    _ = spawn(?MODULE, load, [Nodes -- [node()]]),
+    ok.
+
+-spec sink() -> no_return().
+sink() -> receive _ -> sink() end.
+
+-spec load([node()]) -> no_return().
+load(Nodes) ->
+    Bytes = rand:bytes(10000),
+    [{chaos, Node} ! Bytes || Node <- Nodes],
+    timer:sleep(5),
+    load(Nodes).
+
+%% The processes behind the names in `global', and the members of the group.
+-spec known() -> {[pid()], [pid()]}.
+known() ->
+    {lists:sort([global:whereis_name(Name) || {chaos, _, _} = Name <- global:registered_names()]),
+     lists:sort(pg:get_members(chaos_groups, everybody))}.
+
+%%% Soak
+
+%% Both ways through a relay that is bad in another way every few seconds, among them a NAT that rebinds, and all is well in between.
+soak(_Config) ->
+    Args = ["-epmd_module", "quic_dist_test_epmd", "-kernel", "net_ticktime", "60", "dist_auto_connect", "never"],
+    [A, B] = Both = ?LIB:start_all([#{tag => T, args => Args} || T <- ["soak_a", "soak_b"]]),
+    Alive = hd(string:lexemes(atom_to_list(?LIB:node(B)), "@")),
+    {port, PortB, _} = ?LIB:call(A, erl_epmd, port_please, [Alive, {127, 0, 0, 1}]),
+    {Relay, Port} = quic_dist_relay:start(#{to => PortB}),
+    ok = ?LIB:call(A, quic_dist_test_epmd, route, [#{Alive => Port}]),
+    ?LIB:connect(A, B),
+    [ok = ?LIB:call(H, ?LOAD, watch, [?LIB:node(O)]) || {H, O} <- [{A, B}, {B, A}]],
+    [begin
+         Receiver = ?LIB:run(To, fun() -> spawn(?LOAD, receiver, [Size]) end),
+         ?LIB:run(From, fun() -> spawn(?LOAD, sender, [Receiver, Size, 1]) end)
+     end || {From, To} <- [{A, B}, {B, A}], Size <- [?MIB, ?MIB, 100, 100]],
+    Started = millis(),
+    Samples = sample(Both, Relay, Started, Started + soak_s() * 1000, []),
+    [[] = ?LIB:call(H, ?LOAD, events, []) || H <- Both],
+    [begin
+         {Large, Small} = ?LIB:call(H, ?LOAD, received, []),
+         ct:log("~s received ~b messages of 1 MiB, ~b of 100 bytes", [?LIB:node(H), Large, Small]),
+         true = Large > soak_s() andalso Small > 100 * soak_s()
+     end || H <- Both],
+    %% after a quarter of the time everything is as large as it gets
+    Settled = [S || {At, _} = S <- Samples, At > soak_s() / 4],
+    [begin
+         Points = [{At, maps:get(What, maps:get(H, Values))} || {At, Values} <- Settled],
+         {Mean, Slope, Error} = fit(Points),
+         Growth = Slope * soak_s(),
+         ct:log("~s, ~p: ~.1f on average; it grows by ~.2f in ~b s (standard error ~.2f)", [?LIB:node(H), What, Mean, Growth, soak_s(), Error * soak_s()]),
+         %% flat: a growth that the measurement can tell from none must be small
+         {What, true} = {What, (Slope - 2 * Error) * soak_s() =< Most}
+     end || H <- Both, {What, Most} <- [{memory_mib, 4.0}, {threads, 0.5}, {fds, 0.5}, {processes, 1.0} | resident()]],
+    quic_dist_relay:stop(Relay).
+
+%% What the allocators keep of the kernel takes some minutes to settle: in a shorter run its growth says nothing.
+resident() -> [{rss_mib, 8.0} || soak_s() >= 150].
+
+sample(Both, Relay, Started, Deadline, Samples) ->
+    case millis() of
+        Now when Now > Deadline -> lists:reverse(Samples);
+        Now ->
+            At = (Now - Started) / 1000,
+            fault(trunc(At), Relay, soak_s()),
+            Values = maps:from_list([{H, #{rss_mib => ?LIB:rss(H) / ?MIB, threads => ?LIB:threads(H), fds => ?LIB:fds(H),
+                                           memory_mib => ?LIB:call(H, erlang, memory, [total]) / ?MIB,
+                                           processes => ?LIB:call(H, erlang, system_info, [process_count])}} || H <- Both]),
+            timer:sleep(max(0, 1000 - (millis() - Now))),
+            sample(Both, Relay, Started, Deadline, [{At, Values} | Samples])
+    end.
+
+%% In turn, two seconds each with one in between; the NAT rebinds twenty times in all.
+fault(Second, Relay, Duration) ->
+    None = #{loss => 0.0, reorder => 0.0, duplicate => 0.0, mutate => 0.0},
+    Rebinds = max(1, Duration div 20),
+    Second rem Rebinds =:= Rebinds - 1 andalso quic_dist_relay:rebind(Relay),
+    ok = quic_dist_relay:set(Relay, case Second rem 12 of
+        1 -> None#{loss => 0.01};
+        4 -> None#{reorder => 0.1, reorder_ms => 10};
+        7 -> None#{duplicate => 0.1, mutate => 0.01};
+        10 -> None#{loss => 1.0};
+        2 -> #{};
+        5 -> #{};
+        8 -> #{};
+        _ -> None
+    end).
+
+%% The least-squares line through points: mean, slope, and the slope's standard error.
+fit(Points) ->
+    N = length(Points),
+    {Xs, Ys} = lists:unzip(Points),
+    {MeanX, Mean} = {lists:sum(Xs) / N, lists:sum(Ys) / N},
+    Sxx = lists:sum([(X - MeanX) * (X - MeanX) || X <- Xs]),
+    Slope = lists:sum([(X - MeanX) * (Y - Mean) || {X, Y} <- Points]) / Sxx,
+    Residuals = lists:sum([math:pow(Y - Mean - Slope * (X - MeanX), 2) || {X, Y} <- Points]),
+    {Mean, Slope, math:sqrt(Residuals / (N - 2) / Sxx)}.
+
+millis() -> erlang:monotonic_time(millisecond).

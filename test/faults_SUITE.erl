@@ -1,0 +1,439 @@
+%% A matrix of faults between two nodes that talk both ways all the time. While the connection lives no message is lost, doubled or
+%% reordered; afterwards the nodes connect anew, and nothing is left behind. The suite writes a table: what was sent, what arrived, what it
+%% cost.
+%%
+%% Elsewhere: SIGKILL and SIGSTOP (lifecycle_SUITE), a path that turns one-way or stops for good (liveness_SUITE, relay_SUITE), an
+%% interface that goes down and up, and addresses (paths_SUITE).
+%%
+%%   QUIC_DIST_FAULTS=full         each fault lasts longer, and there are more of them
+%%   QUIC_DIST_FAULTS_TABLE=FILE   where the table goes, besides the suite's log
+-module(faults_SUITE).
+-include_lib("common_test/include/ct.hrl").
+
+-export([all/0, suite/0, init_per_suite/1, end_per_suite/1, init_per_testcase/2, end_per_testcase/2]).
+-export([bad_datagrams/1, path_stops/1, mtu_shrinks/1, black_hole/1, rate_drops/1, socket_errors/1, not_permitted/1, no_buffer_space/1,
+         no_descriptors/1, disk_full/1,
+         memory_pressure/1, clock_jumps/1, epmd_dies/1]).
+
+-define(LIB, quic_dist_test_lib).
+-define(NET, quic_dist_test_net).
+-define(AGENT, quic_dist_test_agent).
+-define(TALK, quic_dist_test_talk).
+-define(MIB, 1048576).
+
+suite() -> [{timetrap, {seconds, seconds(60, 600)}}].
+
+all() ->
+    [bad_datagrams, path_stops, black_hole, no_descriptors, disk_full, memory_pressure, clock_jumps, epmd_dies] ++ in_namespaces().
+
+in_namespaces() -> [mtu_shrinks, rate_drops, socket_errors, not_permitted, no_buffer_space].
+
+init_per_suite(Config) ->
+    ?LIB:init_suite(Config),
+    Table = filename:join(?config(priv_dir, Config), "faults.md"),
+    ok = file:write_file(Table, "| fault | messages, each way | longest pause, ms | packets lost, of sent | notes |\n| --- | --- | --- | --- | --- |\n"),
+    [{table, Table} | Config].
+
+end_per_suite(Config) ->
+    {ok, Table} = file:read_file(?config(table, Config)),
+    ct:log("~ts", [Table]),
+    case os:getenv("QUIC_DIST_FAULTS_TABLE") of
+        false -> ok;
+        File -> ok = file:write_file(File, Table)
+    end,
+    ?LIB:end_suite(Config).
+
+init_per_testcase(Case, Config) ->
+    case {?LIB:init_case(Case, [{C, "it looks into QUIC connections"} || C <- all()], Config), ?NET:available()} of
+        {{skip, _} = Skip, _} -> Skip;
+        {_, true} ->
+            case lists:member(Case, in_namespaces()) of
+                true -> [{net, ?NET:start()} | Config];
+                false -> Config
+            end;
+        {_, {false, Why}} ->
+            case lists:member(Case, in_namespaces()) of
+                true -> {skip, Why};
+                false -> Config
+            end
+    end.
+
+end_per_testcase(_Case, Config) -> ?NET:end_case(Config).
+
+is_full() -> os:getenv("QUIC_DIST_FAULTS") =:= "full".
+
+seconds(Short, Full) ->
+    case is_full() of
+        true -> Full;
+        false -> Short
+    end.
+
+%%% What happens to datagrams
+
+%% Several pairs of nodes at once, each with a network of its own.
+bad_datagrams(Config) ->
+    Short = [{"1 % lost", #{loss => 0.01}, 1000}, {"30 % lost", #{loss => 0.3}, 10000},
+             {"20 % overtaken, 20 % doubled, 5 % damaged", #{reorder => 0.2, reorder_ms => 20, duplicate => 0.2, mutate => 0.05}, 3000}],
+    Long = [{"0.1 % lost", #{loss => 0.001}, 1000}, {"10 % lost", #{loss => 0.1}, 3000}, {"20 % overtaken", #{reorder => 0.2}, 1000},
+            {"20 % doubled", #{duplicate => 0.2}, 1000}, {"5 % damaged", #{mutate => 0.05}, 3000}],
+    Faults = case is_full() of true -> Short ++ Long; false -> Short end,
+    Pairs = relayed([{"bad", 60} || _ <- Faults]),
+    [ok = quic_dist_relay:set(Relay, Options) || {{_, Options, _}, {_, _, Relay, _}} <- lists:zip(Faults, Pairs)],
+    timer:sleep(seconds(4, 30) * 1000),
+    [begin
+         Stats = quic_dist_relay:stats(Relay),
+         finished(Name ++ io_lib:format(" (~w)", [maps:to_list(maps:filter(fun(_, N) -> N > 0 end, Stats))]), Longest, Pair, Config)
+     end || {{Name, _, Longest}, {_, _, Relay, _} = Pair} <- lists:zip(Faults, Pairs)].
+
+%% Nothing gets through. A probe time-out doubles (RFC 9002, section 6.2), so that the pause is at most twice as long as the fault, and a bit.
+path_stops(Config) ->
+    Stops = case is_full() of true -> [1, 5, 60]; false -> [1, 5] end,
+    Pairs = relayed([{"stops", 8 * S + 60} || S <- Stops]),
+    [ok = quic_dist_relay:set(Relay, #{loss => 1.0}) || {_, _, Relay, _} <- Pairs],
+    lists:foldl(fun({Stop, {_, _, Relay, _}}, Before) ->
+                        timer:sleep((Stop - Before) * 1000),
+                        ok = quic_dist_relay:set(Relay, #{loss => 0.0}),
+                        Stop
+                end, 0, lists:zip(Stops, Pairs)),
+    timer:sleep(lists:last(Stops) * 1000),
+    [finished(io_lib:format("nothing gets through for ~b s", [Stop]), 2000 * Stop + 1000, Pair, Config)
+     || {Stop, Pair} <- lists:zip(Stops, Pairs)].
+
+%% Large datagrams vanish from one moment on, and nothing says so: quiche's search for the path MTU is over by then.
+black_hole(Config) ->
+    [{A, B, Relay, _} = Pair] = relayed([{"hole", 60}]),
+    settled(A, B, 9000),
+    ok = quic_dist_relay:set(Relay, #{mtu => 1400}),
+    _ = ?LIB:run(A, fun bulk/0, 60000),
+    %% binary search, three attempts for each size
+    ?LIB:wait_until(mtu, fun() -> lists:all(fun(M) -> M > 1300 andalso M =< 1400 end, [mtu(A, B), mtu(B, A)]) end, 20000),
+    Mtus = [mtu(H, Other) || {H, Other} <- [{A, B}, {B, A}]],
+    finished(io_lib:format("datagrams over 1400 bytes vanish; the MTU found then: ~w", [Mtus]), 3000, Pair, Config).
+
+%% The same at the interface, where the system says so.
+mtu_shrinks(Config) ->
+    Net = ?config(net, Config),
+    [begin "" = ?NET:ip(Net, S, "link set eth mtu 9000") end || S <- [a, b]],
+    {A, B, _, _} = Pair = in_net(Net, 60),
+    settled(A, B, 8000),
+    [begin "" = ?NET:ip(Net, S, "link set eth mtu 1400") end || S <- [a, b]],
+    _ = ?LIB:run(A, fun bulk/0, 60000),
+    ?LIB:wait_until(mtu, fun() -> lists:all(fun(M) -> M > 1300 andalso M =< 1372 end, [mtu(A, B), mtu(B, A)]) end, 20000),
+    Mtus = [mtu(H, Other) || {H, Other} <- [{A, B}, {B, A}]],
+    finished(io_lib:format("the interfaces' MTU goes from 9000 to 1400; the MTU found then: ~w", [Mtus]), 3000, Pair, Config).
+
+settled(A, B, Mtu) ->
+    _ = ?LIB:run(A, fun bulk/0, 60000),
+    ?LIB:wait_until({mtu, Mtu}, fun() -> mtu(A, B) >= Mtu andalso mtu(B, A) >= Mtu end, 20000).
+
+%% Large messages there and back.
+bulk() ->
+    [Node] = nodes(),
+    Bytes = rand:bytes(?MIB),
+    [Bytes = erpc:call(Node, erlang, hd, [[Bytes]], 30000) || _ <- lists:seq(1, 10)],
+    ok.
+
+mtu(H, Other) ->
+    #{mtu := Mtu} = info(H, Other),
+    Mtu.
+
+info(H, Other) ->
+    Node = ?LIB:node(Other),
+    #{connections := Connections} = ?LIB:call(H, quic_dist, info, []),
+    [Info] = [C || #{node := N} = C <- Connections, N =:= Node],
+    Info.
+
+%% 1 Mbit/s carries less than is said meanwhile. Its queue overflows, which the socket is told as ENOBUFS.
+rate_drops(Config) ->
+    Net = ?config(net, Config),
+    {A, B, _, _} = Pair = in_net(Net, 60),
+    [begin "" = ?NET:sh(Net, S, "tc qdisc add dev eth root tbf rate 1mbit burst 16kb latency 50ms") end || S <- [a, b]],
+    timer:sleep(seconds(4, 60) * 1000),
+    [begin "" = ?NET:sh(Net, S, "tc qdisc del dev eth root") end || S <- [a, b]],
+    [true = send_errors(H) > 0 || H <- [A, B]],
+    finished("1 Mbit/s", 3000, Pair, Config).
+
+send_errors(H) ->
+    #{endpoints := [#{send_errors := Errors} | _]} = ?LIB:call(H, quic_dist, info, []),
+    Errors.
+
+%% The system refuses to send: one way, then the other.
+socket_errors(Config) ->
+    Net = ?config(net, Config),
+    {A, B, _, _} = Pair = in_net(Net, 60),
+    Sides = [{a, A, ?NET:host(Net, b)}, {b, B, ?NET:host(Net, a)}],
+    [begin
+         Before = send_errors(H),
+         "" = ?NET:ip(Net, Side, ["route add ", Type, " ", To]),
+         timer:sleep(1000),
+         "" = ?NET:ip(Net, Side, ["route del ", Type, " ", To]),
+         {Type, Side, true} = {Type, Side, send_errors(H) > Before},
+         %% until the probe time-out, which has doubled, is behind it
+         timer:sleep(1500)
+     end || Type <- ["prohibit", "unreachable", "throw"], {Side, H, To} <- Sides],
+    finished("the socket says EACCES, EHOSTUNREACH, ENETUNREACH, 1 s each, on each side", 3000, Pair, Config).
+
+%% A firewall of the host's own drops what the node sends.
+not_permitted(Config) ->
+    Rules = "add table inet t; add chain inet t o { type filter hook output priority 0; }; add rule inet t o meta l4proto udp drop",
+    case os:find_executable("nft") of
+        false -> {skip, "there is no `nft' (Debian: nftables)"};
+        _ -> refused("EPERM", "Operation not permitted", ["nft \"", Rules, "\""], "nft delete table inet t", Config)
+    end.
+
+%% The interface's queue has room for nothing.
+no_buffer_space(Config) ->
+    refused("ENOBUFS", "No buffer space available", "tc qdisc add dev eth root pfifo limit 0", "tc qdisc del dev eth root", Config).
+
+%% Every sendmsg fails with this error, on one side and then on the other. When it is over nobody says so; the nodes find out without
+%% waiting for a probe time-out that has doubled meanwhile. The log has a line for it, not one for each packet.
+refused(Name, Error, Begin, End, Config) ->
+    Net = ?config(net, Config),
+    Seconds = seconds(3, 20),
+    {A, B, _, _} = Pair = in_net(Net, 60),
+    [ok = ?LIB:call(H, ?AGENT, keep_log, []) || H <- [A, B]],
+    Sides = [{a, A, B, ?NET:host(Net, b)}, {b, B, A, ?NET:host(Net, a)}],
+    Trains = [begin
+         Before = send_errors(H),
+         "" = ?NET:sh(Net, Side, Begin),
+         timer:sleep(Seconds * 1000),
+         "" = ?NET:sh(Net, Side, End),
+         timer:sleep(1000),
+         send_errors(H) - Before
+     end || {Side, H, _, _} <- Sides],
+    [begin
+         [Line | More] = [L || {warning, L} <- ?LIB:call(H, ?AGENT, log_lines, []), string:find(L, "sending to") =/= nomatch],
+         ct:log("~ts", [Line]),
+         [true = string:find(Line, Part) =/= nomatch || Part <- [Error, atom_to_list(?LIB:node(Other)), To]],
+         true = length(More) =< Seconds div 10
+     end || {_, H, Other, To} <- Sides],
+    [true = N > 2 || N <- Trains],
+    finished(io_lib:format("the socket says ~ts for ~b s on each side (~w and ~w times)", [Name, Seconds | Trains]),
+             1000 * Seconds + 1000, Pair, Config).
+
+%%% What happens to a node
+
+%% A file descriptor is needed by nothing that a connection does; to dial takes one.
+no_descriptors(Config) ->
+    [A, B, C] = ?LIB:start_all([#{tag => "fd_a", limits => "ulimit -n 100", args => args(60)} | [#{tag => T, args => args(60)} || T <- ["fd_b", "fd_c"]]]),
+    Pair = {A, B, none, talk(A, B)},
+    Hog = ?LIB:run(A, fun() ->
+        Self = self(),
+        Pid = spawn(fun() -> Self ! {self(), hog([])}, receive release -> ok end end),
+        receive {Pid, Error} -> {Pid, Error} end
+    end),
+    {Holder, emfile} = Hog,
+    NodeA = ?LIB:node(A),
+    %% it can be dialled, for what that is worth
+    _ = ?LIB:call(C, net_kernel, connect_node, [NodeA]),
+    NodeC = ?LIB:node(C),
+    Dials = ?LIB:call(A, net_kernel, connect_node, [NodeC]),
+    timer:sleep(2000),
+    _ = ?LIB:run(A, fun() -> exit(Holder, kill) end),
+    timer:sleep(500),
+    ?LIB:connect(A, C),
+    finished(io_lib:format("no file descriptor is left (and the node could~s be connected to another)", [case Dials of true -> ""; _ -> "n't" end]),
+             2000, Pair, Config).
+
+hog(Files) ->
+    case file:open("/dev/null", [read, raw]) of
+        {ok, File} -> hog([File | Files]);
+        {error, Reason} -> put(files, Files), Reason
+    end.
+
+%% Where the node logs, and is.
+disk_full(Config) ->
+    Dir = filename:join(?config(priv_dir, Config), "full"),
+    ok = filelib:ensure_dir(filename:join(Dir, "x")),
+    case ?NET:available() of
+        {false, Why} -> {skip, "a file system of one's own: " ++ Why};
+        true ->
+            Log = "[{handler, default, logger_std_h, #{config => #{file => \"log\"}}}]",
+            "" = os:cmd("mount -t tmpfs -o size=64k tmpfs " ++ Dir),
+            try
+                [A, B] = ?LIB:start_all([#{tag => "full", limits => "cd " ++ Dir, args => ["-kernel", "logger", Log | args(60)]},
+                                         #{tag => "b", args => args(60)}]),
+                _ = ?LIB:run(A, fun() -> file:write_file("filler", binary:copy(<<0>>, 128 * 1024)) end),
+                {error, enospc} = ?LIB:run(A, fun() -> file:write_file("more", binary:copy(<<0>>, 8192)) end),
+                Pair = {A, B, none, talk(A, B)},
+                [?LIB:run(A, fun() -> logger:error("a line that has no room: ~p", [lists:seq(1, 1000)]) end) || _ <- lists:seq(1, 100)],
+                timer:sleep(1000),
+                finished("the disk is full", 1000, Pair, Config),
+                ?LIB:kill(A)
+            after
+                os:cmd("umount -l " ++ Dir)
+            end
+    end.
+
+%% The dialling node has hardly more memory than it uses, and fills the rest with what it writes to a file: the kernel has to find room for
+%% every page that it takes.
+memory_pressure(Config) ->
+    Name = "qdt" ++ os:getpid(),
+    case cgroup(Name) of
+        none -> {skip, "no control group for memory can be made"};
+        {Dir, Limit, Proof} ->
+            try
+                [A, B] = ?LIB:start_all([#{tag => T, args => args(60)} || T <- ["mem_a", "mem_b"]]),
+                Pair = {A, B, none, talk(A, B)},
+                ok = file:write_file(filename:join(Dir, Limit), integer_to_list(?LIB:rss(A) div 2)),
+                ok = file:write_file(filename:join(Dir, "cgroup.procs"), integer_to_list(?LIB:os_pid(A))),
+                File = filename:join(?config(priv_dir, Config), "pages"),
+                Hog = ?LIB:run(A, fun() -> spawn(fun() -> fill(File, rand:bytes(4 * ?MIB)) end) end),
+                timer:sleep(seconds(3, 20) * 1000),
+                _ = ?LIB:run(A, fun() -> exit(Hog, kill), ok end),
+                {ok, Counts} = file:read_file(filename:join(Dir, Proof)),
+                {match, [Times]} = re:run(Counts, "(?:^|max )([0-9]+)", [{capture, all_but_first, list}]),
+                true = list_to_integer(Times) > 0,
+                _ = file:delete(File),
+                finished("no memory is free for the dialling node; the kernel had to make room " ++ Times ++ " times", 3000, Pair, Config),
+                ?LIB:kill(A)
+            after
+                file:del_dir(Dir)
+            end
+    end.
+
+%% Its directory, the file with its limit, and the one that tells how often that was reached.
+cgroup(Name) ->
+    V1 = filename:join("/sys/fs/cgroup/memory", Name),
+    V2 = filename:join("/sys/fs/cgroup", Name),
+    case {file:make_dir(V1), filelib:is_file("/sys/fs/cgroup/cgroup.controllers")} of
+        {ok, _} -> {V1, "memory.limit_in_bytes", "memory.failcnt"};
+        {_, true} ->
+            case file:make_dir(V2) of
+                ok ->
+                    case filelib:is_file(filename:join(V2, "memory.max")) of
+                        true -> {V2, "memory.max", "memory.events"};
+                        false -> _ = file:del_dir(V2), none
+                    end;
+                {error, _} -> none
+            end;
+        _ -> none
+    end.
+
+fill(File, Bytes) ->
+    {ok, Io} = file:open(File, [write, raw, binary]),
+    [ok = file:write(Io, Bytes) || _ <- lists:seq(1, 32)],
+    ok = file:close(Io),
+    fill(File, Bytes).
+
+%% The wall clock goes an hour ahead, and back: of the nodes only, by a library that is loaded before the C library.
+clock_jumps(Config) ->
+    Dir = ?config(priv_dir, Config),
+    case clock(Dir) of
+        {error, Why} -> {skip, Why};
+        {ok, Library, File} ->
+            Env = [{"LD_PRELOAD", Library}, {"QUIC_DIST_CLOCK", File}],
+            ok = file:write_file(File, <<0:64/native>>),
+            [A, B] = ?LIB:start_all([#{tag => T, env => Env, args => args(60)} || T <- ["clock_a", "clock_b"]]),
+            Pair = {A, B, none, talk(A, B)},
+            Now = fun(H) -> ?LIB:call(H, os, system_time, [second]) end,
+            [begin
+                 ok = file:write_file(File, <<Jump:64/native>>),
+                 timer:sleep(1000),
+                 [true = abs(Now(H) - os:system_time(second) - Jump) < 5 || H <- [A, B]]
+             end || Jump <- [3600, -3600, 0]],
+            finished("the wall clock goes an hour ahead, two back, and one ahead", 1000, Pair, Config)
+    end.
+
+clock(Dir) ->
+    Source = filename:join(Dir, "clock.c"),
+    Library = filename:join(Dir, "clock.so"),
+    File = filename:join(Dir, "clock"),
+    ok = file:write_file(Source, [
+        "#define _GNU_SOURCE\n#include <dlfcn.h>\n#include <fcntl.h>\n#include <stdlib.h>\n#include <sys/mman.h>\n#include <sys/time.h>\n#include <time.h>\n"
+        "static volatile long *jump;\n"
+        "static long ahead(void) {\n"
+        "  if (!jump) { const char *f = getenv(\"QUIC_DIST_CLOCK\"); int fd = f ? open(f, O_RDONLY) : -1;\n"
+        "    void *p = fd < 0 ? MAP_FAILED : mmap(0, sizeof(long), PROT_READ, MAP_SHARED, fd, 0);\n"
+        "    static volatile long none; jump = p == MAP_FAILED ? &none : p; }\n"
+        "  return *jump; }\n"
+        "int clock_gettime(clockid_t id, struct timespec *ts) {\n"
+        "  static int (*real)(clockid_t, struct timespec *); if (!real) real = dlsym(RTLD_NEXT, \"clock_gettime\");\n"
+        "  int r = real(id, ts); if (r == 0 && id == CLOCK_REALTIME) ts->tv_sec += ahead(); return r; }\n"
+        "int gettimeofday(struct timeval *restrict tv, void *restrict tz) {\n"
+        "  struct timespec ts; (void)tz; clock_gettime(CLOCK_REALTIME, &ts); tv->tv_sec = ts.tv_sec; tv->tv_usec = ts.tv_nsec / 1000; return 0; }\n"
+        "time_t time(time_t *t) { struct timespec ts; clock_gettime(CLOCK_REALTIME, &ts); if (t) *t = ts.tv_sec; return ts.tv_sec; }\n"]),
+    case os:cmd(lists:concat(["cc -shared -fPIC -O1 -o ", Library, " ", Source, " -ldl 2>&1"])) of
+        "" -> {ok, Library, File};
+        Error -> {error, "no C compiler: " ++ Error}
+    end.
+
+%% EPMD is needed to find a node, not to keep it. When there is one again, nodes tell it their names anew.
+epmd_dies(Config) ->
+    Port = integer_to_list(?LIB:free_port()),
+    Env = [{"ERL_EPMD_PORT", Port}],
+    Epmd = epmd(Port),
+    [A, B] = ?LIB:start_all([#{tag => T, env => Env, args => ["-start_epmd", "false" | args(60)]} || T <- ["epmd_a", "epmd_b"]]),
+    Pair = {A, B, none, talk(A, B)},
+    stop_epmd(Epmd),
+    timer:sleep(1500),
+    Again = epmd(Port),
+    %% what OTP's erl_epmd takes to look again
+    [?LIB:wait_until({registered, H}, fun() -> {ok, Names} = ?LIB:call(H, erl_epmd, names, [{127, 0, 0, 1}]), length(Names) =:= 2 end, 30000) || H <- [A, B]],
+    finished("EPMD dies, and is started again", 1000, Pair, Config),
+    ?LIB:disconnect(A, B),
+    ?LIB:connect(B, A),
+    stop_epmd(Again).
+
+epmd(Port) ->
+    Epmd = open_port({spawn_executable, os:find_executable("epmd")}, [{args, ["-port", Port]}, exit_status, stderr_to_stdout]),
+    ?LIB:wait_until(epmd, fun() -> string:find(os:cmd("epmd -port " ++ Port ++ " -names"), "up and running") =/= nomatch end, 10000),
+    Epmd.
+
+stop_epmd(Port) ->
+    {os_pid, Pid} = erlang:port_info(Port, os_pid),
+    "" = os:cmd("kill " ++ integer_to_list(Pid)),
+    receive {Port, {exit_status, _}} -> ok after 10000 -> error(deadline) end.
+
+%%% Pairs
+
+%% A fault of one pair of nodes does not make `global' take the others apart.
+args(TickTime) ->
+    ["-kernel", "net_ticktime", integer_to_list(TickTime), "dist_auto_connect", "never", "prevent_overlapping_partitions", "false"].
+
+%% Connected, watched, and talking.
+talk(A, B) ->
+    [ok = ?LIB:call(H, ?AGENT, watch_nodes, []) || H <- [A, B]],
+    ?LIB:connect(A, B),
+    ?TALK:start(A, B, 1000).
+
+%% Each pair through a relay of its own.
+relayed(List) ->
+    Nodes = ?LIB:start_all([#{tag => Tag, args => ["-epmd_module", "quic_dist_test_epmd" | args(TickTime)]} || {Tag, TickTime} <- List, _ <- [a, b]]),
+    [begin
+         Alive = hd(string:lexemes(atom_to_list(?LIB:node(B)), "@")),
+         {port, PortB, _} = ?LIB:call(A, erl_epmd, port_please, [Alive, {127, 0, 0, 1}]),
+         {Relay, Port} = quic_dist_relay:start(#{to => PortB}),
+         ok = ?LIB:call(A, quic_dist_test_epmd, route, [#{Alive => Port}]),
+         {A, B, Relay, talk(A, B)}
+     end || {A, B} <- in_twos(Nodes)].
+
+in_twos([A, B | Rest]) -> [{A, B} | in_twos(Rest)];
+in_twos([]) -> [].
+
+in_net(Net, TickTime) ->
+    {A, B} = ?NET:start_nodes(Net, "quic", args(TickTime)),
+    {A, B, none, talk(A, B)}.
+
+%% The fault is over. All that was said arrives, the connection is the one it was, and after it comes another; a line for the table.
+finished(Fault, Longest, {A, B, Relay, Talk}, Config) ->
+    is_pid(Relay) andalso quic_dist_relay:set(Relay, #{loss => 0.0, duplicate => 0.0, reorder => 0.0, mutate => 0.0}),
+    Said = ?TALK:finish(Talk),
+    Pauses = [Pause || {_, Pause} <- ?TALK:pauses(Talk)],
+    [[nodeup] = [What || E <- ?LIB:call(H, ?AGENT, node_events, []), What <- [element(1, E)], element(2, E) =:= ?LIB:node(Other)] || {H, Other} <- Talk],
+    Infos = [info(H, Other) || {H, Other} <- Talk],
+    Lost = [io_lib:format("~b of ~b", [L, S]) || #{packets_lost := L, packets_sent := S} <- Infos],
+    Left = [?TALK:left(H) || H <- [A, B]],
+    ?LIB:disconnect(A, B),
+    ?LIB:connect(A, B),
+    timer:sleep(200),
+    [left_nothing(Was, ?TALK:left(H)) || {H, Was} <- lists:zip([A, B], Left)],
+    Line = io_lib:format("| ~ts | ~w and ~w | ~w and ~w | ~ts and ~ts | the next connection works, nothing is left |~n",
+                         [Fault | Said ++ Pauses ++ Lost]),
+    ok = file:write_file(?config(table, Config), unicode:characters_to_binary(Line), [append]),
+    ct:log("~ts", [Line]),
+    [true = P =< Longest || P <- Pauses],
+    ok.
+
+left_nothing(#{threads := Threads, fds := Fds} = Was, #{threads := ThreadsNow, fds := FdsNow} = Now) ->
+    {Was, Now, true} = {Was, Now, ThreadsNow =< Threads + 1 andalso FdsNow =< Fds}.

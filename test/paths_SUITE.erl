@@ -1,0 +1,221 @@
+%% An address changes under a connection: what a NAT makes of the dialling node's, the dialling node's own, the dialled node's own.
+%% Messages flow both ways all the time. nodes() stays as it is, no message is lost, traffic goes on within a second, and a line of the
+%% log says from where to where. `inet_tcp' loses the node each time, which is shown beside it.
+%%
+%% The hosts are network namespaces, where there may be any; the NAT is a relay.
+-module(paths_SUITE).
+-include_lib("common_test/include/ct.hrl").
+
+-export([all/0, suite/0, init_per_suite/1, end_per_suite/1, init_per_testcase/2, end_per_testcase/2]).
+-export([nat_rebinds/1, dialling_host_moves/1, dialled_host_moves/1, dialled_host_moves_unheard/1, dialled_node_is_elsewhere/1,
+         address_is_gone_for_a_while/1, interface_down_and_up/1]).
+
+-define(LIB, quic_dist_test_lib).
+-define(NET, quic_dist_test_net).
+-define(AGENT, quic_dist_test_agent).
+-define(TALK, quic_dist_test_talk).
+%% Of net_ticktime: long enough for a change, short enough to see what TCP makes of it.
+-define(TICKTIME_S, 8).
+%% What traffic may pause for.
+-define(PAUSE_MS, 1000).
+-define(GONE_MS, 2000).
+
+suite() -> [{timetrap, {seconds, 60}}].
+
+all() ->
+    [nat_rebinds, dialled_node_is_elsewhere, dialling_host_moves, dialled_host_moves, dialled_host_moves_unheard, address_is_gone_for_a_while,
+     interface_down_and_up].
+
+init_per_suite(Config) -> ?LIB:init_suite(Config).
+end_per_suite(Config) -> ?LIB:end_suite(Config).
+
+init_per_testcase(Case, Config) when Case =:= nat_rebinds; Case =:= dialled_node_is_elsewhere -> ?LIB:init_case(Case, [{Case, "the relay carries UDP"}], Config);
+init_per_testcase(Case, Config) ->
+    case {?LIB:init_case(Case, [{Case, "it is both carriers' case already"}], Config), ?NET:available()} of
+        {{skip, _} = Skip, _} -> Skip;
+        {_, {false, Why}} -> {skip, Why};
+        {_, true} -> [{net, ?NET:start()} | Config]
+    end.
+
+end_per_testcase(_Case, Config) -> ?NET:end_case(Config).
+
+%%% Cases
+
+nat_rebinds(_Config) ->
+    {A, B, Alive, PortB} = behind_relays(),
+    {Relay, Port} = quic_dist_relay:start(#{to => PortB}),
+    ok = ?LIB:call(A, quic_dist_test_epmd, route, [#{Alive => Port}]),
+    Talk = connected(A, B),
+    Before = peer(B, A),
+    ok = quic_dist_relay:rebind(Relay),
+    timer:sleep(2000),
+    go_on(Talk),
+    After = peer(B, A),
+    true = Before =/= After,
+    true = has_line(B, ["goes on" | [quic_dist_log:peer(P) || P <- [Before, After]]]),
+    ok = quic_dist_relay:rebind(Relay),
+    timer:sleep(2000),
+    go_on(Talk),
+    quic_dist_relay:stop(Relay).
+
+%% Where the node was dialled nothing answers any more, and nobody says a word; but EPMD says another port by then.
+dialled_node_is_elsewhere(_Config) ->
+    {A, B, Alive, PortB} = behind_relays(),
+    [{First, Port}, {Second, OtherPort}] = [quic_dist_relay:start(#{to => PortB}) || _ <- [1, 2]],
+    ok = ?LIB:call(A, quic_dist_test_epmd, route, [#{Alive => Port}]),
+    Talk = connected(A, B),
+    {_, Port} = peer(A, B),
+    ok = quic_dist_relay:set(First, #{loss => 1.0}),
+    timer:sleep(1000),
+    ok = ?LIB:call(A, quic_dist_test_epmd, route, [#{Alive => OtherPort}]),
+    found(A, B, Talk, quic_dist_log:peer({{127, 0, 0, 1}, OtherPort})),
+    {_, OtherPort} = peer(A, B),
+    [quic_dist_relay:stop(Relay) || Relay <- [First, Second]].
+
+behind_relays() ->
+    [A, B] = ?LIB:start_all([#{tag => T, args => ["-epmd_module", "quic_dist_test_epmd" | args()]} || T <- ["a", "b"]]),
+    Alive = hd(string:lexemes(atom_to_list(?LIB:node(B)), "@")),
+    {port, PortB, _} = ?LIB:call(A, erl_epmd, port_please, [Alive, {127, 0, 0, 1}]),
+    {A, B, Alive, PortB}.
+
+%% The nodes have lost each other's addresses, and discovery knows better by now: it is asked, and traffic goes on within a second of that.
+%% How long it went on without.
+found(A, B, Talk, Address) ->
+    ?LIB:wait_until(sought, fun() -> has_line(A, ["is looked for", Address]) end, 6000),
+    Known = erlang:monotonic_time(millisecond),
+    ?LIB:wait_until(moved, fun() -> has_line(A, ["goes on", Address]) end, ?PAUSE_MS),
+    Found = erlang:monotonic_time(millisecond) - Known,
+    timer:sleep(1000),
+    Pauses = ?TALK:go_on(Talk, 7000),
+    ct:log("~s: moved ~b ms after the address was known; messages and the longest pause in ms, on each side: ~w", [Address, Found, Pauses]),
+    timer:sleep(500),
+    go_on(Talk),
+    [_, _] = ?TALK:finish(Talk),
+    [[Other] = ?LIB:call(H, erlang, nodes, []) || {H, Other} <- [{A, ?LIB:node(B)}, {B, ?LIB:node(A)}]],
+    ok.
+
+dialling_host_moves(Config) -> host_moves(a, Config).
+
+dialled_host_moves(Config) -> host_moves(b, Config).
+
+%% A second address, and then the first one goes. A node dials B from A.
+host_moves(Side, Config) ->
+    Net = ?config(net, Config),
+    First = ?NET:host(Net, Side),
+    Second = First ++ "0",
+    Third = First ++ "1",
+    {A, B} = nodes_in(Net, "quic"),
+    {TcpA, TcpB} = nodes_in(Net, "inet_tcp"),
+    Talk = connected(A, B),
+    _ = connected(TcpA, TcpB),
+    move(Net, Side, First, Second),
+    timer:sleep(2000),
+    go_on(Talk),
+    [true = has_line(H, ["goes on", First ++ ":", Second ++ ":"]) || H <- [A, B]],
+    %% without overlap
+    "" = ?NET:ip(Net, Side, ["addr del ", Second, "/24 dev eth"]),
+    "" = ?NET:ip(Net, Side, ["addr add ", Third, "/24 dev eth"]),
+    timer:sleep(2000),
+    go_on(Talk),
+    timer:sleep(?TICKTIME_S * 1250),
+    go_on(Talk),
+    %% and back to where nodes are dialled
+    move(Net, Side, Third, First),
+    timer:sleep(1000),
+    go_on(Talk),
+    %% the same nodes, talking in the same way, on the other carrier
+    NodeB = ?LIB:node(TcpB),
+    [{nodeup, NodeB}, {nodedown, NodeB, Reason}] = ?LIB:call(TcpA, ?AGENT, node_events, []),
+    ct:log("on inet_tcp: ~p", [Reason]).
+
+move(Net, Side, From, To) ->
+    "" = ?NET:ip(Net, Side, ["addr add ", To, "/24 dev eth"]),
+    "" = ?NET:ip(Net, Side, ["addr del ", From, "/24 dev eth"]).
+
+%% The first address is gone before there is a second, and a firewall of A's lets in what comes from where A has sent to only: the word that B
+%% sends from its second address is not heard. But B's name resolves to that.
+dialled_host_moves_unheard(Config) ->
+    Net = ?config(net, Config),
+    First = ?NET:host(Net, b),
+    Second = First ++ "0",
+    Host = "elsewhere.test",
+    Ip = fun(Text) -> {ok, Parsed} = inet:parse_address(Text), Parsed end,
+    Rc = filename:join(?config(priv_dir, Config), "inetrc"),
+    ok = file:write_file(Rc, io_lib:format("{lookup, [file]}.~n{host, ~w, [~p]}.~n", [Ip(First), Host])),
+    Rules = "add table inet t; add chain inet t i { type filter hook input priority 0; }; add rule inet t i meta l4proto udp ct state new drop",
+    case os:find_executable("nft") of
+        false ->
+            {skip, "there is no `nft' (Debian: nftables)"};
+        _ ->
+            "" = ?NET:sh(Net, a, ["nft \"", Rules, "\""]),
+            [A, B] = ?LIB:start_all([#{name => Name, namespace => ?NET:namespace(Net, Side), env => [{"ERL_INETRC", Rc}],
+                                       args => ["-start_epmd", "false" | args()]}
+                                     || {Side, Name} <- [{a, "aquic@" ++ ?NET:host(Net, a)}, {b, "bquic@" ++ Host}]]),
+            Talk = connected(A, B),
+            "" = ?NET:ip(Net, b, ["addr del ", First, "/24 dev eth"]),
+            timer:sleep(500),
+            "" = ?NET:ip(Net, b, ["addr add ", Second, "/24 dev eth"]),
+            timer:sleep(500),
+            _ = ?TALK:pauses(Talk),
+            timer:sleep(500),
+            %% nothing is heard of that
+            [{0, _}, {0, _}] = ?TALK:pauses(Talk),
+            ok = ?LIB:run(A, fun() -> ok = inet_db:del_host(Ip(First)), ok = inet_db:add_host(Ip(Second), [Host]) end),
+            found(A, B, Talk, Second ++ ":")
+    end.
+
+%% No address at all for two seconds, on either side. A sender that has filled its window waits for a probe time-out (RFC 9002, section
+%% 6.2), which doubles: for at most as long again as it has waited.
+address_is_gone_for_a_while(Config) ->
+    Net = ?config(net, Config),
+    {A, B} = nodes_in(Net, "quic"),
+    Talk = connected(A, B),
+    [begin
+         Address = ?NET:host(Net, Side),
+         "" = ?NET:ip(Net, Side, ["addr del ", Address, "/24 dev eth"]),
+         timer:sleep(?GONE_MS),
+         "" = ?NET:ip(Net, Side, ["addr add ", Address, "/24 dev eth"]),
+         timer:sleep(3000),
+         ?TALK:go_on(Talk, 2 * ?GONE_MS + ?PAUSE_MS)
+     end || Side <- [a, b]].
+
+interface_down_and_up(Config) ->
+    Net = ?config(net, Config),
+    {A, B} = nodes_in(Net, "quic"),
+    Talk = connected(A, B),
+    [begin
+         "" = ?NET:ip(Net, Side, "link set eth down"),
+         timer:sleep(?GONE_MS),
+         "" = ?NET:ip(Net, Side, "link set eth up"),
+         timer:sleep(3000),
+         ?TALK:go_on(Talk, 2 * ?GONE_MS + ?PAUSE_MS)
+     end || Side <- [a, b]].
+
+%%% Two nodes that talk
+
+args() -> ["-kernel", "net_ticktime", integer_to_list(?TICKTIME_S), "dist_auto_connect", "never"].
+
+nodes_in(Net, Carrier) -> ?NET:start_nodes(Net, Carrier, args()).
+
+connected(A, B) ->
+    [begin
+         ok = ?LIB:call(H, ?AGENT, watch_nodes, []),
+         ok = ?LIB:call(H, ?AGENT, keep_log, [])
+     end || H <- [A, B]],
+    ?LIB:connect(A, B),
+    ?TALK:start(A, B).
+
+go_on(Talk) -> ?TALK:go_on(Talk, ?PAUSE_MS).
+
+peer(H, Other) ->
+    Node = ?LIB:node(Other),
+    #{connections := Connections} = ?LIB:call(H, quic_dist, info, []),
+    [Peer] = [Peer || #{node := N, peer := Peer} <- Connections, N =:= Node],
+    Peer.
+
+%% A line that says so, with all these words.
+has_line(H, Words) ->
+    Lines = ?LIB:call(H, ?AGENT, log_lines, []),
+    Found = [L || {notice, L} <- Lines, lists:all(fun(W) -> string:find(L, W) =/= nomatch end, Words)],
+    Found =:= [] orelse ct:log("~s: ~0p", [?LIB:node(H), Found]),
+    Found =/= [].

@@ -1,0 +1,107 @@
+%% Two nodes that talk both ways all the time while something happens to the network between them: whether every message arrives, once
+%% and in order, and for how long none does.
+-module(quic_dist_test_talk).
+
+-export([start/2, start/3, pauses/1, go_on/2, finish/1, left/1]).
+%% run on the nodes
+-export([listen/0, say/2, talker/4, listener/2, heard/0, said/0]).
+
+-export_type([talk/0]).
+
+-type handle() :: quic_dist_test_lib:handle().
+-type talk() :: [{handle(), Other :: handle()}].
+
+-define(LIB, quic_dist_test_lib).
+-define(AGENT, quic_dist_test_agent).
+-define(TALKER, quic_dist_test_talker).
+
+%% Messages of some bytes, one each millisecond, so that more than a packet is on its way at any time.
+-spec start(handle(), handle()) -> talk().
+start(A, B) -> start(A, B, 4000).
+
+%% They must be connected.
+-spec start(handle(), handle(), Size :: pos_integer()) -> talk().
+start(A, B, Size) ->
+    [ok = ?LIB:call(H, ?MODULE, listen, []) || H <- [A, B]],
+    [ok = ?LIB:call(From, ?MODULE, say, [?LIB:node(To), Size]) || {From, To} <- [{A, B}, {B, A}]],
+    timer:sleep(300),
+    Talk = [{A, B}, {B, A}],
+    go_on(Talk, 1000),
+    Talk.
+
+%% On each side: how many messages came since it was last asked, and the longest time without one, in ms.
+-spec pauses(talk()) -> [{non_neg_integer(), non_neg_integer()}].
+pauses(Talk) -> [?LIB:call(H, ?MODULE, heard, []) || {H, _} <- Talk].
+
+%% Everything has arrived in order with no longer pause than that, and (where they are watched) the nodes never lost sight of each other.
+-spec go_on(talk(), Longest :: non_neg_integer()) -> [{non_neg_integer(), non_neg_integer()}].
+go_on(Talk, Longest) ->
+    Pauses = pauses(Talk),
+    ct:log("messages and the longest pause in ms, on each side, since it was last asked: ~w", [Pauses]),
+    [[{nodeup, _}] = ?LIB:call(H, ?AGENT, node_events, []) || {H, _} <- Talk],
+    [true = New > 0 andalso Pause =< Longest || {New, Pause} <- Pauses],
+    Pauses.
+
+%% Says no more, and waits until all that was said has been heard. Gives what was, each way.
+-spec finish(talk()) -> [Messages :: pos_integer()].
+finish(Talk) ->
+    [begin
+         Said = ?LIB:call(From, ?MODULE, said, []),
+         ?LIB:wait_until({heard, Said}, fun() -> last(To) =:= Said end, 60000),
+         Said
+     end || {From, To} <- Talk].
+
+last(H) ->
+    ?LIB:run(H, fun() -> ?MODULE ! {last, self()}, receive {?MODULE, Last} -> Last after 5000 -> error(deadline) end end).
+
+%% What a node holds that could be left behind.
+-spec left(handle()) -> #{atom() => non_neg_integer()}.
+left(H) -> #{threads => ?LIB:threads(H), fds => ?LIB:fds(H), rss => ?LIB:rss(H)}.
+
+%%% On the nodes
+
+-spec listen() -> ok.
+listen() ->
+    true = register(?MODULE, spawn(?MODULE, listener, [0, #{pause => 0, at => now_ms(), asked => 0}])),
+    ok.
+
+-spec say(node(), pos_integer()) -> ok.
+say(Node, Size) ->
+    true = register(?TALKER, spawn(?MODULE, talker, [Node, 1, rand:bytes(Size), 0])),
+    ok.
+
+-spec talker(node(), pos_integer(), binary(), non_neg_integer()) -> ok.
+talker(Node, N, Bytes, Said) ->
+    receive
+        {said, From} -> From ! {?TALKER, Said}, ok
+    after 1 ->
+        {?MODULE, Node} ! {say, N, Bytes},
+        talker(Node, N + 1, Bytes, N)
+    end.
+
+-spec said() -> non_neg_integer().
+said() ->
+    ?TALKER ! {said, self()},
+    receive {?TALKER, Said} -> Said after 60000 -> error(deadline) end.
+
+-spec listener(non_neg_integer(), map()) -> no_return().
+listener(Last, #{pause := Pause, at := At, asked := Asked} = Seen) ->
+    receive
+        {say, N, _} ->
+            true = N =:= Last + 1,
+            Now = now_ms(),
+            listener(N, Seen#{pause := max(Pause, Now - At), at := Now});
+        {heard, From} ->
+            From ! {?MODULE, {Last - Asked, max(Pause, now_ms() - At)}},
+            listener(Last, Seen#{pause := 0, asked := Last});
+        {last, From} ->
+            From ! {?MODULE, Last},
+            listener(Last, Seen)
+    end.
+
+-spec heard() -> {non_neg_integer(), non_neg_integer()}.
+heard() ->
+    ?MODULE ! {heard, self()},
+    receive {?MODULE, Heard} -> Heard after 5000 -> error(deadline) end.
+
+now_ms() -> erlang:monotonic_time(millisecond).

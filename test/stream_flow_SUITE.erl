@@ -1,0 +1,335 @@
+%% Streams of the application's own under load: back-pressure both ways, limits, leaks, priorities, datagrams, a bad network.
+-module(stream_flow_SUITE).
+-include_lib("common_test/include/ct.hrl").
+
+-export([all/0, suite/0, init_per_suite/1, end_per_suite/1, init_per_testcase/2, end_per_testcase/2]).
+-export([stopped_reader/1, stopped_readers_and_distribution/1, sending_waits/1, both_directions/1, limit/1, none_configured/1,
+         ten_thousand/1, idle_memory/1, priorities/1, bad_network/1, datagrams/1, datagrams_lost/1]).
+
+-define(LIB, quic_dist_test_lib).
+-define(S, quic_dist_test_streams).
+-define(MIB, 1048576).
+
+suite() -> [{timetrap, {seconds, 120}}].
+
+all() ->
+    [stopped_reader, stopped_readers_and_distribution, sending_waits, both_directions, limit, none_configured, ten_thousand,
+     idle_memory, priorities, bad_network, datagrams, datagrams_lost].
+
+init_per_suite(Config) -> ?LIB:init_suite(Config).
+end_per_suite(Config) -> ?LIB:end_suite(Config).
+init_per_testcase(Case, Config) -> ?LIB:init_case(Case, [{Case, "streams are QUIC's"}], Config).
+end_per_testcase(_Case, Config) -> ?LIB:end_case(Config).
+
+wait_for(Fun) ->
+    case Fun() of
+        true -> ok;
+        false -> timer:sleep(20), wait_for(Fun)
+    end.
+
+%% Sends until nothing more is taken, and says how many bytes were.
+fill(S, Chunk, Sent) ->
+    case quic_dist:send(S, Chunk, [{timeout, 500}]) of
+        ok -> fill(S, Chunk, Sent + byte_size(Chunk));
+        {error, timeout} ->
+            %% who waits is told when the queue is half empty; who does not wait is taken as soon as it is not full
+            case quic_dist:send(S, Chunk, [nosuspend]) of
+                ok -> fill(S, Chunk, Sent + byte_size(Chunk));
+                {error, busy} -> Sent
+            end
+    end.
+
+%%% Back-pressure
+
+%% A gigabyte is on offer; what is taken is the window and the queues, and nobody's memory grows by more.
+stopped_reader(_Config) ->
+    {A, B, _, NodeB} = ?S:pair(),
+    Peer = ?LIB:run(A, fun() -> ?S:acceptor(NodeB, [{active, false}]) end),
+    Before = [?LIB:rss(H) || H <- [A, B]],
+    Sent = ?LIB:run(A, fun() ->
+        {ok, S} = quic_dist:open_stream(NodeB),
+        fill(S, rand:bytes(?MIB), 0)
+    end, 60000),
+    After = [?LIB:rss(H) || H <- [A, B]],
+    ct:log("~p sent, ~p before, ~p after, acceptor ~p", [Sent, Before, After, Peer]),
+    true = Sent =< 4 * ?MIB,
+    [true = N - O < 16 * ?MIB || {N, O} <- lists:zip(After, Before)].
+
+%% As many streams as there may be, all of them stopped with a full window: messages pass them by.
+stopped_readers_and_distribution(_Config) ->
+    {A, B, _, NodeB} = ?S:pair(["-quic_dist", "user_streams", "200", "-quic_dist", "stream_window", "524288",
+                                "-quic_dist", "connection_window", "1048576"]),
+    Before = [?LIB:rss(H) || H <- [A, B]],
+    ?LIB:run(A, fun() ->
+        _ = ?S:acceptor(NodeB, [{active, false}]),
+        Chunk = rand:bytes(100000),
+        Streams = [begin {ok, S} = quic_dist:open_stream(NodeB), S end || _ <- lists:seq(1, 200)],
+        {error, stream_limit} = quic_dist:open_stream(NodeB),
+        Fill = fun Fill(S) -> case quic_dist:send(S, Chunk, [nosuspend]) of ok -> Fill(S); {error, busy} -> ok end end,
+        [ok = Fill(S) || S <- Streams],
+        timer:sleep(500),
+        [ok = Fill(S) || S <- Streams],
+        timer:sleep(500),
+        Data = rand:bytes(10 * ?MIB),
+        [Data = erpc:call(NodeB, erlang, iolist_to_binary, [[Data]], 20000) || _ <- lists:seq(1, 3)],
+        [NodeB = erpc:call(NodeB, erlang, node, [], 5000) || _ <- lists:seq(1, 1000)],
+        ok
+    end, 100000),
+    After = [?LIB:rss(H) || H <- [A, B]],
+    ct:log("~p before, ~p after", [Before, After]).
+
+sending_waits(_Config) ->
+    {A, _, _, NodeB} = ?S:pair(),
+    ?LIB:run(A, fun() ->
+        Peer = ?S:acceptor(NodeB, [{active, false}]),
+        {ok, S} = quic_dist:open_stream(NodeB),
+        Chunk = binary:copy(<<7>>, 100000),
+        Taken = fill(S, Chunk, 0),
+        T = {quic_dist_stream, node(), element(3, S)},
+        {_, T, passive} = ?S:told(Peer, 5000),
+        Large = rand:bytes(3 * ?MIB),
+        {error, busy} = quic_dist:send(S, Chunk, [nosuspend]),
+        {error, busy} = quic_dist:send(S, Large, [nosuspend]),
+        {error, timeout} = quic_dist:send(S, Chunk, [{timeout, 0}]),
+        {error, timeout} = quic_dist:send(S, Large, [{timeout, 50}]),
+        ?S:drained(),
+        %% several wait, and go on when the reader does
+        Self = self(),
+        Waiting = [spawn_link(fun() -> Self ! {self(), quic_dist:send(S, Chunk)} end) || _ <- lists:seq(1, 10)],
+        [ok = wait_for(fun() -> process_info(P, status) =:= {status, waiting} end) || P <- Waiting],
+        %% one of them dies meanwhile
+        {Doomed, Ref} = spawn_monitor(fun() -> quic_dist:send(S, Chunk) end),
+        ok = wait_for(fun() -> process_info(Doomed, status) =:= {status, waiting} end),
+        exit(Doomed, kill),
+        receive {'DOWN', Ref, _, _, _} -> ok end,
+        ok = ?S:call(Peer, fun() -> quic_dist:setopts(T, [{active, true}]) end),
+        [receive {P, ok} -> ok after 10000 -> error(deadline) end || P <- Waiting],
+        ok = quic_dist:send(S, Large, [{timeout, 10000}]),
+        ok = quic_dist:send(S, <<>>, true),
+        Got = received(Peer, T, 0),
+        true = Got =:= Taken + 10 * 100000 + 3 * ?MIB,
+        ?S:drained()
+    end, 60000).
+
+received(Peer, T, Got) ->
+    case ?S:told(Peer, 10000) of
+        {quic_dist_stream, T, {data, Data, true}} -> Got + byte_size(Data);
+        {quic_dist_stream, T, {data, Data, false}} -> received(Peer, T, Got + byte_size(Data))
+    end.
+
+%% 64 MiB each way on each of four streams at once, whole.
+both_directions(_Config) ->
+    {A, _, _, NodeB} = ?S:pair(),
+    ?LIB:run(A, fun() ->
+        Size = 64 * ?MIB,
+        Echo = ?S:acceptor(NodeB, [], echo),
+        Self = self(),
+        Pids = [spawn_link(fun() ->
+            {ok, S} = quic_dist:open_stream(NodeB),
+            Data = rand:bytes(?MIB),
+            Me = self(),
+            _ = spawn_link(fun() -> [ok = quic_dist:send(S, Data) || _ <- lists:seq(1, Size div ?MIB)],
+                                    ok = quic_dist:send(S, <<>>, true), Me ! sent end),
+            {fin, Got} = ?S:collect(S),
+            true = Got =:= binary:copy(Data, Size div ?MIB),
+            Self ! {self(), done}
+        end) || _ <- lists:seq(1, 4)],
+        [receive {P, done} -> ok after 60000 -> error(deadline) end || P <- Pids],
+        true = is_pid(Echo)
+    end, 100000).
+
+%%% Limits and leaks
+
+limit(_Config) ->
+    {A, _, _, NodeB} = ?S:pair(["-quic_dist", "user_streams", "10"]),
+    ?LIB:run(A, fun() ->
+        _ = ?S:acceptor(NodeB, [], echo),
+        Streams = [begin {ok, S} = quic_dist:open_stream(NodeB), S end || _ <- lists:seq(1, 10)],
+        {error, stream_limit} = quic_dist:open_stream(NodeB),
+        {error, stream_limit} = quic_dist:open_stream(NodeB, [{direction, uni}]),
+        [ok = quic_dist:send(S, <<"x">>, true) || S <- Streams],
+        [begin {fin, <<"x">>} = ?S:collect(S), receive {quic_dist_stream, S, closed} -> ok end end || S <- Streams],
+        [begin
+             S = open_soon(NodeB),
+             ok = quic_dist:send(S, <<"x">>, true),
+             {fin, <<"x">>} = ?S:collect(S)
+         end || _ <- lists:seq(1, 100)],
+        ok
+    end).
+
+%% Credit for a closed stream is a round trip away.
+open_soon(Node) ->
+    case quic_dist:open_stream(Node) of
+        {ok, S} -> S;
+        {error, stream_limit} -> timer:sleep(1), open_soon(Node)
+    end.
+
+none_configured(_Config) ->
+    {A, _, _, NodeB} = ?S:pair(["-quic_dist", "user_streams", "0"]),
+    ?LIB:run(A, fun() ->
+        {error, stream_limit} = quic_dist:open_stream(NodeB),
+        {error, too_long} = quic_dist:send_datagram(NodeB, <<"x">>),
+        pong = net_adm:ping(NodeB)
+    end).
+
+%% Opened, used and closed, a thousand at a time: afterwards both nodes are what they were.
+ten_thousand(_Config) ->
+    {A, B, _, NodeB} = ?S:pair(),
+    Round = fun() ->
+        ?LIB:run(A, fun() ->
+            _ = [?S:acceptor(NodeB, [], echo) || _ <- lists:seq(1, 10)],
+            _ = [thousand(NodeB) || _ <- lists:seq(1, 5)],
+            ok = wait_for(fun() -> quic_dist:list_streams() =:= [] end)
+        end, 60000)
+    end,
+    Round(),
+    Before = [?LIB:rss(H) || H <- [A, B]],
+    Round(),
+    Round(),
+    After = [?LIB:rss(H) || H <- [A, B]],
+    ct:log("resident before ~p, after 10,000 streams ~p", [Before, After]),
+    [true = N - O < 8 * ?MIB || {N, O} <- lists:zip(After, Before)].
+
+thousand(Node) ->
+    Streams = [open_soon(Node) || _ <- lists:seq(1, 1000)],
+    [ok = quic_dist:send(S, <<"some data">>, true) || S <- Streams],
+    [begin {fin, <<"some data">>} = ?S:collect(S), receive {quic_dist_stream, S, closed} -> ok end end || S <- Streams].
+
+%% What a stream costs both nodes together while nothing happens on it. So many that what a burst takes, and what a table leaves when it
+%% grows, does not count; their tables are five sixths full.
+idle_memory(_Config) ->
+    {A, B, _, NodeB} = ?S:pair(["-quic_dist", "user_streams", "65535"]),
+    ok = ?LIB:run(A, fun() ->
+        _ = ?S:acceptor(NodeB, [], echo),
+        _ = [begin {ok, S} = quic_dist:open_stream(NodeB), ok = quic_dist:send(S, <<"x">>), S end || _ <- lists:seq(1, 100)],
+        ok
+    end, 60000),
+    Count = 55000,
+    Before = [?LIB:rss(H) || H <- [A, B]],
+    Keeper = ?LIB:run(A, fun() ->
+        _ = ?S:acceptor(NodeB, [], echo),
+        Self = self(),
+        Pid = spawn(fun() ->
+            %% a few at a time: what a burst takes is not what a stream takes
+            [begin
+                 Streams = [begin {ok, S} = quic_dist:open_stream(NodeB), ok = quic_dist:send(S, <<"x">>), S end || _ <- lists:seq(1, 100)],
+                 [receive {quic_dist_stream, S, {data, <<"x">>, false}} -> ok end || S <- Streams]
+             end || _ <- lists:seq(1, Count div 100)],
+            true = erlang:garbage_collect(),
+            Self ! open,
+            receive stop -> ok end
+        end),
+        receive open -> Pid after 60000 -> error(deadline) end
+    end, 70000),
+    After = [?LIB:rss(H) || H <- [A, B]],
+    Each = [(N - O) div Count || {N, O} <- lists:zip(After, Before)],
+    ct:log("resident before ~p, after ~p: ~p bytes per stream, ~p", [Before, After, Each, Keeper]),
+    true = lists:sum(Each) =< 4096.
+
+%%% Order of service
+
+%% On a slow path the urgent stream is through first, and messages before both.
+priorities(_Config) ->
+    {A, _, _, NodeB} = ?S:pair(),
+    ?LIB:run(A, fun() ->
+        Sink = ?S:on(NodeB, ?S, sink, [self(), []]),
+        {ok, Low} = quic_dist:open_stream(NodeB, [{priority, 200}]),
+        {ok, High} = quic_dist:open_stream(NodeB, [{priority, 16}]),
+        Data = rand:bytes(100 * ?MIB),
+        Self = self(),
+        [spawn_link(fun() -> ok = quic_dist:send(S, Data, true), Self ! {sent, S} end) || S <- [Low, High]],
+        {_, _, HighId} = High,
+        receive {Sink, {First, _}} -> HighId = First after 60000 -> error(deadline) end,
+        receive {Sink, {_, _}} -> ok after 60000 -> error(deadline) end
+    end, 100000).
+
+%%% A bad network
+
+bad_network(_Config) ->
+    [A, B] = ?LIB:start_all([#{tag => T, args => ["-epmd_module", "quic_dist_test_epmd"]} || T <- ["a", "b"]]),
+    NodeB = ?LIB:node(B),
+    Relay = ?S:behind_relay(A, B, #{loss => 0.02, duplicate => 0.02, reorder => 0.05}),
+    ?LIB:run(A, fun() ->
+        _ = [?S:acceptor(NodeB, [], echo) || _ <- lists:seq(1, 3)],
+        Pids = [spawn_monitor(fun() ->
+            Data = rand:bytes(rand:uniform(100000)),
+            {ok, S} = quic_dist:open_stream(NodeB),
+            ok = quic_dist:send(S, Data, true),
+            {fin, Data} = ?S:collect(S, 60000),
+            receive {quic_dist_stream, S, closed} -> ok after 10000 -> error(deadline) end
+        end) || _ <- lists:seq(1, 200)],
+        [receive {'DOWN', R, process, P, Reason} -> normal = Reason after 90000 -> error(deadline) end || {P, R} <- Pids],
+        %% cut at any time, by either side
+        [begin
+             {ok, S} = quic_dist:open_stream(NodeB),
+             ok = quic_dist:send(S, rand:bytes(rand:uniform(50000))),
+             timer:sleep(rand:uniform(10)),
+             ok = quic_dist:reset_stream(S, 1),
+             ok = ends(S)
+         end || _ <- lists:seq(1, 100)],
+        ok = wait_for(fun() -> quic_dist:list_streams() =:= [] end),
+        ok = wait_for(fun() -> erpc:call(NodeB, quic_dist, list_streams, []) =:= [] end)
+    end, 110000),
+    #{dropped := Dropped} = Stats = quic_dist_relay:stats(Relay),
+    ct:log("~p", [Stats]),
+    true = Dropped > 0,
+    quic_dist_relay:stop(Relay).
+
+ends(S) ->
+    receive
+        {quic_dist_stream, S, {data, _, _}} -> ends(S);
+        {quic_dist_stream, S, {reset, 1}} -> ok
+    after 10000 -> error(deadline)
+    end.
+
+%%% Datagrams
+
+datagrams(_Config) ->
+    {A, _, NodeA, NodeB} = ?S:pair(),
+    ?LIB:run(A, fun() ->
+        {ok, Size} = quic_dist:datagram_size(NodeB),
+        true = Size >= 1100,
+        {error, too_long} = quic_dist:send_datagram(NodeB, binary:copy(<<0>>, 20000)),
+        %% for nobody
+        ok = quic_dist:send_datagram(NodeB, <<"lost">>),
+        timer:sleep(100),
+        Peers = [?S:acceptor(NodeB, []) || _ <- [1, 2]],
+        [ok = ?S:call(P, fun() -> quic_dist:accept_datagrams(NodeA) end) || P <- Peers],
+        Sent = [<<>>, <<"x">>, rand:bytes(Size)] ++ [<<I:32>> || I <- lists:seq(1, 97)],
+        [begin ok = quic_dist:send_datagram(NodeB, [D]), timer:sleep(1) end || D <- Sent],
+        Got = [receive {P, {quic_dist_datagram, NodeA, D}} -> {P, D} after 5000 -> error(deadline) end || _ <- Sent],
+        true = lists:sort([D || {_, D} <- Got]) =:= lists:sort(Sent),
+        [50, 50] = [length([D || {P, D} <- Got, P =:= Peer]) || Peer <- Peers],
+        [ok = ?S:call(P, fun() -> quic_dist:stop_accepting_datagrams(NodeA) end) || P <- Peers],
+        ok = quic_dist:send_datagram(NodeB, <<"lost">>),
+        receive {_, {quic_dist_datagram, _, _}} -> error(still_accepted) after 200 -> ok end,
+        #{connections := [#{datagram_size := Known, user_datagrams_sent := 102, mtu := Mtu}]} = quic_dist:info(),
+        true = Known < Mtu
+    end).
+
+%% Far more than the path takes: nobody waits, the messages get through, and what is missing is counted.
+datagrams_lost(_Config) ->
+    {A, B, NodeA, NodeB} = ?S:pair(),
+    ?LIB:run(A, fun() ->
+        Peer = ?S:acceptor(NodeB, []),
+        ok = ?S:call(Peer, fun() -> quic_dist:accept_datagrams(NodeA) end),
+        {ok, Size} = quic_dist:datagram_size(NodeB),
+        Data = rand:bytes(Size - 4),
+        [ok = quic_dist:send_datagram(NodeB, [<<I:32>>, Data]) || I <- lists:seq(1, 20000)],
+        pong = net_adm:ping(NodeB),
+        ok = quic_dist:send_datagram(NodeB, <<"last">>),
+        Got = got(Peer, 0),
+        #{connections := [Info]} = quic_dist:info(),
+        #{user_datagrams_sent := Sent, user_datagrams_dropped := Dropped} = Info,
+        20001 = Sent + Dropped,
+        true = Got =< Sent,
+        true = Got > 0
+    end, 60000),
+    _ = B,
+    ok.
+
+got(Peer, Count) ->
+    receive {Peer, {quic_dist_datagram, _, <<"last">>}} -> Count + 1;
+            {Peer, {quic_dist_datagram, _, _}} -> got(Peer, Count + 1)
+    after 2000 -> Count
+    end.
