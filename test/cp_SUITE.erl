@@ -22,11 +22,24 @@ end_per_testcase(_Case, Config) -> quic_dist_test_files:end_case(Config).
 cp_tool() -> filename:join(code:priv_dir(quic_dist), "quic_dist_cp").
 
 %% Starts it; what it writes is collected until it ends.
-cp_start(Args) ->
+cp_start(Args) -> cp_start(Args, "").
+
+cp_start(Args, Flags) ->
     Port = open_port({spawn_executable, cp_tool()},
-                     [exit_status, stderr_to_stdout, binary, {args, Args}, {env, [{"ERL_FLAGS", "-setcookie " ++ ?LIB:cookie()}]}]),
+                     [exit_status, stderr_to_stdout, binary, {args, Args}, {env, [{"ERL_FLAGS", "-setcookie " ++ ?LIB:cookie() ++ Flags}]}]),
     {os_pid, Pid} = erlang:port_info(Port, os_pid),
     {Port, Pid}.
+
+%% The same behind a relay of 20 MB/s each way: what is to happen in the midst of a copy of 96 MiB has seconds to do so. The relay keeps
+%% more than is ever under way, so it loses nothing.
+cp_start_slow(Handle, Args) ->
+    [Alive, _] = string:lexemes(atom_to_list(?LIB:node(Handle)), "@"),
+    {port, Port, _} = erl_epmd:port_please(Alive, {127, 0, 0, 1}),
+    {Relay, RelayPort} = quic_dist_relay:start(#{to => Port, rate => 20000000, rate_ms => 2000}),
+    %% the name as a list of numbers: ERL_FLAGS has no quotes that reach the other side
+    Route = io_lib:format(" -pa ~ts -epmd_module quic_dist_test_epmd -kernel quic_dist_test_epmd #{~w=>~w}",
+                          [filename:dirname(code:which(quic_dist_test_epmd)), Alive, RelayPort]),
+    {Relay, cp_start(Args, lists:flatten(Route))}.
 
 cp_end({Port, _} = Cp) -> cp_end(Cp, Port, []).
 
@@ -140,12 +153,13 @@ interrupted(Config) ->
     {Handle, At} = remote(#{args => ["-kernel", "net_ticktime", "4"]}),
     [begin
          Part = To ++ ".part",
-         {_, Pid} = Cp = cp_start([Source, Target]),
+         {Relay, {_, Pid} = Cp} = cp_start_slow(Handle, [Source, Target]),
          ?LIB:wait_until({growing, Part}, fun() -> size_of(Part) > 4 * ?MIB end, 20000),
          "" = os:cmd("kill -" ++ Signal ++ " " ++ integer_to_list(Pid)),
          {_, _} = cp_end(Cp),
          %% the node notices, and lets go of the file and the stream
          ?LIB:wait_until(fun() -> ?LIB:call(Handle, quic_dist, list_streams, []) =:= [] end, 20000),
+         quic_dist_relay:stop(Relay),
          {error, enoent} = file:read_file_info(To),
          Left = size_of(Part),
          true = Left < Size,
@@ -189,10 +203,11 @@ node_dies(Config) ->
              up -> {From, At ++ To};
              down -> {At ++ From, To}
          end,
-         Cp = cp_start([Source, Target]),
+         {Relay, Cp} = cp_start_slow(Handle, [Source, Target]),
          ?LIB:wait_until({growing, To}, fun() -> size_of(To ++ ".part") > 4 * ?MIB end, 20000),
          ?LIB:kill(Handle),
          {1, Output} = cp_end(Cp),
+         quic_dist_relay:stop(Relay),
          says(Output, "the connection ended"),
          {error, enoent} = file:read_file_info(To),
          true = size_of(To ++ ".part") > 0
