@@ -85,7 +85,9 @@ pub(crate) type Quic = quiche::Connection<Pieces>;
 
 /// What a handshake may take in, in bytes: some flights of long certificate chains, some of them lost.
 /// Handshake data that arrives out of order is kept, and each byte of it may come as a frame of its
-/// own, which costs 25 times what it took to send.
+/// own, which costs 25 times what it took to send. Packets with a short header are not the handshake's
+/// (RFC 9000, section 17.3), and nothing of them is kept before it is complete: a peer may send all
+/// that its congestion window allows right behind the handshake's last packet.
 const HANDSHAKE_BYTES: usize = 64 << 10;
 
 /// How long an ended connection is kept at most.
@@ -198,7 +200,8 @@ impl Connection {
     pub fn receive(&mut self, datagram: &mut [u8], from: SocketAddr, to: SocketAddr) {
         self.active = true;
         self.unanswered += usize::from(datagram.len() > transmit::BARE_ACK);
-        if matches!(self.state, State::Handshaking(_)) {
+        let long_header = datagram.first().is_some_and(|first| first & 0x80 != 0);
+        if long_header && matches!(self.state, State::Handshaking(_)) {
             self.handshake_bytes += datagram.len();
             if self.handshake_bytes > HANDSHAKE_BYTES {
                 return self.break_off(code::LIMIT, "too much in the handshake");

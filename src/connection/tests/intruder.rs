@@ -51,7 +51,7 @@ impl Intruder {
         intruder
     }
 
-    fn enter(&mut self) {
+    pub fn enter(&mut self) {
         self.until("it is in", |it| {
             it.quic.is_established() && it.side.established
         });

@@ -440,6 +440,25 @@ fn a_handshake_takes_in_only_so_much() {
     assert_eq!(intruder.side.refused, Some(reason));
 }
 
+/// Data that follows the handshake's last packet closely is not the handshake's, however much it is.
+#[test]
+fn data_right_behind_a_handshake_is_not_of_it() {
+    let limits = limits();
+    let mut intruder = Intruder::dialling(&limits, &mut quic_config(&limits, Role::Client));
+    assert!(intruder.its_turn());
+    intruder.our_turn();
+    for _ in 0..100 {
+        let mut datagram = [&[0x40][..], &[0; 1199]].concat();
+        intruder
+            .side
+            .connection
+            .receive(&mut datagram, CLIENT, SERVER);
+        intruder.our_turn();
+    }
+    assert_eq!(intruder.side.ended(), None);
+    intruder.enter();
+}
+
 /// As above, but we have used up what may be sent to an address that nobody has confirmed (RFC
 /// 9000, section 8.1), so no more packet can leave, not even the last one.
 #[test]
