@@ -67,7 +67,8 @@ pub struct Limits {
     pub session_lifetime: Duration,
     /// `max_idle_timeout` of RFC 9000, section 10.1; zero for none.
     pub idle_timeout: Duration,
-    /// How long the event thread asks for something to do before it sleeps; zero: not at all.
+    /// How long the event thread asks for something to do before it sleeps, and three times that
+    /// after a wait that was shorter; zero: not at all.
     pub busy_wait: Duration,
     /// How long an orderly end waits for the peer to have taken everything.
     pub linger: Duration,

@@ -39,6 +39,8 @@ const ADDRESSES: Token = Token(2);
 
 /// How often the event thread asks at least, whatever else runs in between.
 const BUSY_ROUNDS: usize = 3;
+/// It asks for so many times `busy_wait` after a wait that was shorter than that.
+const PATIENCE: u32 = 3;
 
 type ConnectionId = quiche::ConnectionId<'static>;
 
@@ -91,6 +93,8 @@ pub(crate) struct Driver<E: Events> {
     admission: Admission,
     /// The socket may have more datagrams than were read.
     readable: bool,
+    /// The last wait was a short one.
+    lively: bool,
     /// The endpoint closes: the thread ends with its last connection, or at this time.
     closing: Option<Instant>,
 }
@@ -142,6 +146,7 @@ impl<E: Events> Driver<E> {
             counters,
             admission,
             readable: true,
+            lively: true,
             closing: None,
         };
         Ok((driver, sender))
@@ -197,18 +202,28 @@ impl<E: Events> Driver<E> {
     /// Waits for something to do. For a moment it asks again and again, and lets other threads run
     /// in between: to fall asleep and be woken takes longer, and who has just been spoken to often
     /// hears more at once.
+    ///
+    /// Where falling asleep would make two ends that talk in turns so slow that they fall asleep each
+    /// time, the moment is a longer one: it must not be the sleep that decides whether to sleep.
     fn poll(&mut self, events: &mut mio::Events, now: Instant) -> io::Result<()> {
         let wait = self.wait(now);
         if wait == Some(Duration::ZERO) {
             return ask(&mut self.poll, events, wait);
         }
+        let long = self.limits.busy_wait * PATIENCE;
         if !self.limits.busy_wait.is_zero() {
+            let moment = if self.lively {
+                long
+            } else {
+                self.limits.busy_wait
+            };
             for round in 0.. {
                 ask(&mut self.poll, events, Some(Duration::ZERO))?;
-                if !events.is_empty() {
+                let waited = now.elapsed();
+                if !events.is_empty() || wait.is_some_and(|wait| waited >= wait) {
                     return Ok(());
                 }
-                if round >= BUSY_ROUNDS && now.elapsed() >= self.limits.busy_wait {
+                if round >= BUSY_ROUNDS && waited >= moment {
                     break;
                 }
                 std::thread::yield_now();
@@ -217,7 +232,9 @@ impl<E: Events> Driver<E> {
         bump(&self.counters.wake_ups, 1);
         // A deadline that passed meanwhile only makes this short.
         let wait = self.wait(Instant::now());
-        ask(&mut self.poll, events, wait)
+        ask(&mut self.poll, events, wait)?;
+        self.lively = now.elapsed() < long;
+        Ok(())
     }
 
     /// How long nothing is to be done.
