@@ -2,7 +2,7 @@
 %% and in order, and for how long none does.
 -module(quic_dist_test_talk).
 
--export([start/2, start/3, pauses/1, go_on/2, finish/1, left/1]).
+-export([start/2, start/3, pauses/1, go_on/2, resumed/1, finish/1, left/1]).
 %% run on the nodes
 -export([listen/0, say/2, talker/4, listener/2, heard/0, said/0]).
 
@@ -13,6 +13,7 @@
 
 -define(LIB, quic_dist_test_lib).
 -define(AGENT, quic_dist_test_agent).
+-define(CLOCK, quic_dist_test_clock).
 -define(TALKER, quic_dist_test_talker).
 
 %% Messages of some bytes, one each millisecond, so that more than a packet is on its way at any time.
@@ -22,16 +23,23 @@ start(A, B) -> start(A, B, 4000).
 %% They must be connected.
 -spec start(handle(), handle(), Size :: pos_integer()) -> talk().
 start(A, B, Size) ->
+    Talk = [{A, B}, {B, A}],
+    _ = put({?MODULE, Talk}, ?CLOCK:now_ms()),
     [ok = ?LIB:call(H, ?MODULE, listen, []) || H <- [A, B]],
     [ok = ?LIB:call(From, ?MODULE, say, [?LIB:node(To), Size]) || {From, To} <- [{A, B}, {B, A}]],
-    timer:sleep(300),
-    Talk = [{A, B}, {B, A}],
+    [?LIB:wait_until({talks, From}, fun() -> last(To) > 100 end, 20000) || {From, To} <- Talk],
     go_on(Talk, 1000),
     Talk.
 
-%% On each side: how many messages came since it was last asked, and the longest time without one, in ms.
+%% On each side: how many messages came since it was last asked, and the longest time without one, in ms; without the longest time that
+%% the machine stood still meanwhile, which no message can do anything about.
 -spec pauses(talk()) -> [{non_neg_integer(), non_neg_integer()}].
-pauses(Talk) -> [?LIB:call(H, ?MODULE, heard, []) || {H, _} <- Talk].
+pauses(Talk) ->
+    Heard = [?LIB:call(H, ?MODULE, heard, []) || {H, _} <- Talk],
+    %% by the process that has begun the talk, that is, by the case
+    Stalled = ?CLOCK:longest(put({?MODULE, Talk}, ?CLOCK:now_ms())),
+    Stalled > 0 andalso ct:log("the machine stood still for ~b ms", [Stalled]),
+    [{New, max(0, Pause - Stalled)} || {New, Pause} <- Heard].
 
 %% Everything has arrived in order with no longer pause than that, and (where they are watched) the nodes never lost sight of each other.
 -spec go_on(talk(), Longest :: non_neg_integer()) -> [{non_neg_integer(), non_neg_integer()}].
@@ -42,17 +50,27 @@ go_on(Talk, Longest) ->
     [true = New > 0 andalso Pause =< Longest || {New, Pause} <- Pauses],
     Pauses.
 
-%% Says no more, and waits until all that was said has been heard. Gives what was, each way.
+%% Waits until something new is heard on each side.
+-spec resumed(talk()) -> ok.
+resumed(Talk) ->
+    Known = [{To, last(To)} || {_, To} <- Talk],
+    [?LIB:wait_until({resumed, To}, fun() -> last(To) > N end, 20000) || {To, N} <- Known],
+    ok.
+
+%% Says no more, and waits until all that was said has been heard; what comes after that is no pause. Gives what was, each way.
 -spec finish(talk()) -> [Messages :: pos_integer()].
 finish(Talk) ->
     [begin
          Said = ?LIB:call(From, ?MODULE, said, []),
-         ?LIB:wait_until({heard, Said}, fun() -> last(To) =:= Said end, 60000),
+         ?LIB:wait_until({heard, Said}, fun() -> last(To, Said) =:= Said end, 60000),
          Said
      end || {From, To} <- Talk].
 
-last(H) ->
-    ?LIB:run(H, fun() -> ?MODULE ! {last, self()}, receive {?MODULE, Last} -> Last after 5000 -> error(deadline) end end).
+last(H) -> last(H, never).
+
+%% ... of so many.
+last(H, Said) ->
+    ?LIB:run(H, fun() -> ?MODULE ! {last, self(), Said}, receive {?MODULE, Last} -> Last after 5000 -> error(deadline) end end).
 
 %% What a node holds that could be left behind.
 -spec left(handle()) -> #{atom() => non_neg_integer()}.
@@ -92,11 +110,12 @@ listener(Last, #{pause := Pause, at := At, asked := Asked} = Seen) ->
             Now = now_ms(),
             listener(N, Seen#{pause := max(Pause, Now - At), at := Now});
         {heard, From} ->
-            From ! {?MODULE, {Last - Asked, max(Pause, now_ms() - At)}},
+            Silence = case Seen of #{all := Last} -> 0; #{} -> now_ms() - At end,
+            From ! {?MODULE, {Last - Asked, max(Pause, Silence)}},
             listener(Last, Seen#{pause := 0, asked := Last});
-        {last, From} ->
+        {last, From, Said} ->
             From ! {?MODULE, Last},
-            listener(Last, Seen)
+            listener(Last, Seen#{all => Said})
     end.
 
 -spec heard() -> {non_neg_integer(), non_neg_integer()}.
