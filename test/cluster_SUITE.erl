@@ -55,8 +55,7 @@ mesh(Count) ->
     rpc_each_way(Handles),
     %% one leaves; the others see it and stay together
     [Last | Stay] = lists:reverse(Handles),
-    ok = ?LIB:call(Last, init, stop, []),
-    0 = ?LIB:await_exit(Last, 20000),
+    0 = ?LIB:stop(Last),
     ?LIB:await_mesh(Stay),
     rpc_each_way(Stay).
 
@@ -142,8 +141,8 @@ restart_same_name(_Config) ->
 restart(A, Generation, Name) ->
     %% stopped by whoever reaches it: the handle, or (the second time) an rpc
     case Generation of
-        find -> ok = ?LIB:call(A, erpc, call, [list_to_atom(Name), init, stop, []]);
-        Handle -> ok = ?LIB:call(Handle, init, stop, []), 0 = ?LIB:await_exit(Handle, 20000)
+        find -> ok = ?LIB:call(A, erpc, cast, [list_to_atom(Name), init, stop, []]);
+        Handle -> 0 = ?LIB:stop(Handle)
     end,
     ?LIB:await_alone(A),
     ?LIB:wait_until(fun() -> ?LIB:call(A, erl_epmd, port_please, [hd(string:lexemes(Name, "@")), {127, 0, 0, 1}]) =:= noport end, 10000),
@@ -181,8 +180,8 @@ start_after_boot(_Config) ->
          Name = ?LIB:call(B, erpc, call, [Name, erlang, node, [], 10000]),
          I =:= 5 orelse stop_distribution(A, B)
      end || I <- lists:seq(1, 5)],
-    {Threads, Fds} = {?LIB:threads(A), ?LIB:fds(A)},
-    ok.
+    %% what an endpoint had goes with its thread, soon
+    ?LIB:wait_until({threads_fds, Threads, Fds}, fun() -> {?LIB:threads(A), ?LIB:fds(A)} =:= {Threads, Fds} end, 10000).
 
 stop_distribution(A, B) ->
     ok = ?LIB:call(A, net_kernel, stop, []),
@@ -256,8 +255,7 @@ init_stop(_Config) ->
     ?LIB:connect(A, B),
     ?LIB:connect(C, A),
     ?LIB:await_mesh([A, B, C]),
-    ok = ?LIB:call(B, init, stop, []),
-    0 = ?LIB:await_exit(B, 20000),
+    0 = ?LIB:stop(B),
     %% the others hear of it from B, long before any tick would tell them
     Stopped = erlang:monotonic_time(millisecond),
     ?LIB:await_mesh([A, C]),

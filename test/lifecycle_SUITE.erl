@@ -312,11 +312,11 @@ end_under_load(End, ExpectedStatus) ->
     ok.
 
 halt_under_load(_Config) ->
-    end_under_load(fun(B) -> ?LIB:run(B, fun() -> spawn(fun() -> timer:sleep(50), erlang:halt(7) end), ok end) end, 7),
-    end_under_load(fun(B) -> ?LIB:run(B, fun() -> spawn(fun() -> timer:sleep(50), erlang:halt(8, [{flush, false}]) end), ok end) end, 8).
+    end_under_load(fun(B) -> ?LIB:cast(B, erlang, halt, [7]) end, 7),
+    end_under_load(fun(B) -> ?LIB:cast(B, erlang, halt, [8, [{flush, false}]]) end, 8).
 
 init_stop_under_load(_Config) ->
-    end_under_load(fun(B) -> ok = ?LIB:call(B, init, stop, []) end, 0).
+    end_under_load(fun(B) -> ?LIB:cast(B, init, stop, []) end, 0).
 
 terminated(_Config) ->
     end_under_load(fun(B) -> ?LIB:signal(B, "TERM") end, 0).
@@ -363,8 +363,7 @@ hot_code_load(_Config) ->
          ?LIB:connect(New, A),
          ?LIB:disconnect(New, A),
          ?LIB:connect(A, New),
-         ok = ?LIB:call(New, init, stop, []),
-         0 = ?LIB:await_exit(New, 20000)
+         0 = ?LIB:stop(New)
      end || _ <- lists:seq(1, 3)],
     Still = ?LIB:call(A, erlang, system_info, [dist_ctrl]),
     [] = Controllers -- Still,
