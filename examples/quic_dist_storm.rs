@@ -62,8 +62,10 @@ fn run() -> Result<(), Failure> {
     let start = Instant::now();
     let (mut sent, mut number) = (0_u64, 0_u32);
     while start.elapsed() < Duration::from_secs(seconds) {
-        // As many as are due, so that a pause is made up for.
+        // As many as are due: a pause is made up for, at twice the rate at most. All at once would not
+        // be a storm but a buffer that overflows.
         let due = (start.elapsed().as_secs_f64() * f64::from(rate)) as u64;
+        let due = due.min(sent + u64::from(rate / 500).max(1));
         while sent < due {
             let contents = &attempts[sent as usize % attempts.len()];
             let transmit = Transmit {

@@ -71,14 +71,14 @@ event_thread_panics(_Config) ->
 
 %% ... and waits for the endpoint's return: at once, or after half a second if it has failed just before.
 panic(H, Node, Text) ->
-    Started = erlang:monotonic_time(millisecond),
+    Started = quic_dist_test_clock:now_ms(),
     Thread = endpoint(H),
     ok = ?LIB:run(H, fun() ->
         {ok, Conn, _Controller} = quic_dist_nodes:connection(Node),
         quic_dist_nif:panic(Conn, Text)
     end),
     ?LIB:wait_until(back, fun() -> E = endpoint(H), E =/= Thread andalso E =/= [] end, 5000),
-    Millis = erlang:monotonic_time(millisecond) - Started,
+    Millis = quic_dist_test_clock:now_ms() - Started - quic_dist_test_clock:stalled(Started),
     ct:log("~s: the endpoint was open again after ~b ms", [Text, Millis]),
     true = Millis < 1000.
 
@@ -136,8 +136,8 @@ storm(_Config) ->
     Quiet = Before ++ [Play(1) || _ <- lists:seq(1, Half)],
     ct:log("quiet ~p~nstorm ~p~n~b sent, ~p~n~.1f MiB more",
            [figures(lists:append(Quiet)), figures(lists:append(Stormy)), Sent, Info, Grown / ?MIB]),
-    %% it was one
-    true = Datagrams > Sent div 2 andalso Retries > Datagrams div 2,
+    %% it was one (what else there is among the datagrams is the ping-pong's: more, the faster the machine)
+    {true, _, _, _} = {Datagrams > Sent div 2 andalso Retries > Sent div 2, Datagrams, Retries, Sent},
     true = HalfOpen =< ?RETRY_THRESHOLD + 2,
     %% The tail of some seconds, on two processors that the nodes, the storm and whatever else runs share, is noise: with the 60 s that are
     %% asked for it is judged; in the short version the middle is, in the best second of each: a storm is there in all of them.
