@@ -137,12 +137,16 @@ unknown_version(_Config) ->
 
 %% Nobody is answered who did not send as much: that would be an amplifier. Nor is version negotiation itself: that would be a loop.
 unknown_version_unanswered(_Config) ->
-    attacked(#{}, fun(#{send := Send, silence := Silence}) ->
+    attacked(#{}, fun(#{send := Send, recv := Recv, silence := Silence}) ->
         [begin
-             #{dcid := Dcid, scid := Scid} = Attempt = quic_dist_test_initial:new(),
-             Send(quic_dist_test_initial:version_probe(Attempt, Size)),
-             Send(<<1:1, 1:1, 0:6, 0:32, 16, Dcid/binary, 8, Scid/binary, 1:32, 0:(1200 * 8)>>)
+             #{dcid := To, scid := From} = Short = quic_dist_test_initial:new(),
+             Send(quic_dist_test_initial:version_probe(Short, Size)),
+             Send(<<1:1, 1:1, 0:6, 0:32, 16, To/binary, 8, From/binary, 1:32, 0:(1200 * 8)>>)
          end || Size <- [40, 200, 1199]],
+        %% Datagrams are taken in their order: the first answer is that to the last one, which is long enough.
+        #{dcid := Dcid, scid := Scid} = Attempt = quic_dist_test_initial:new(),
+        Send(quic_dist_test_initial:version_probe(Attempt, 1200)),
+        <<1:1, _:7, 0:32, 8, Scid:8/binary, 16, Dcid:16/binary, _/binary>> = Recv(),
         Silence(500)
     end).
 
@@ -188,10 +192,12 @@ half_open_flood(_Config) ->
 
 %% They do not know the cookie, or are no nodes: TLS refuses them, with one line each.
 strangers(_Config) ->
+    Refused = fun(L) -> string:find(L, "refused a connection") =/= nomatch end,
     Lines = misbehave([{"no-certificate", [], "alert 116"},
                        {"wrong-cookie", [], "alert 48"},
-                       {"wrong-alpn", [], "alert 120"}]),
-    3 = length([L || L <- Lines, string:find(L, "refused a connection") =/= nomatch]).
+                       {"wrong-alpn", [], "alert 120"}],
+                      fun(Lines) -> length(lists:filter(Refused, Lines)) >= 3 end),
+    3 = length(lists:filter(Refused, Lines)).
 
 %% They know the cookie, get in, and break a rule: that ends their own connection, with a reason for both sides.
 nodes_gone_bad(_Config) ->
@@ -200,20 +206,23 @@ nodes_gone_bad(_Config) ->
             {"wrong-stream", ["--stream", "20"], Broken ++ "data on stream 20, which was not announced"},
             {"fin-inside", [], Broken ++ "stream 4 ended inside a packet"},
             {"reset-stream", [], Broken ++ "stream 4 was reset"}],
-    Lines = misbehave(Told ++ [{"wrong-stream", ["--stream", "68"], "no-credit 68"}]),
-    [true = lists:any(fun(L) -> string:find(L, string:prefix(Text, Broken)) =/= nomatch end, Lines) || {_, _, Text} <- Told].
+    Said = fun(Text, Lines) -> lists:any(fun(L) -> string:find(L, string:prefix(Text, Broken)) =/= nomatch end, Lines) end,
+    misbehave(Told ++ [{"wrong-stream", ["--stream", "68"], "no-credit 68"}],
+              fun(Lines) -> lists:all(fun({_, _, Text}) -> Said(Text, Lines) end, Told) end).
 
 %% They stop half-way. Each is closed when its time is over, which is the handshake's, or dist_util's.
 stalled_handshakes(_Config) ->
+    Stalled = fun(L) -> string:find(L, "the peer stalled") =/= nomatch end,
     Lines = misbehave([{"stall-handshake", [], "transport 0xc"},
                        {"silent", [], "application 0x0"},
                        {"half-name", [], "finished"},
-                       {"garbage-control", [], "finished"}]),
-    2 = length([L || L <- Lines, string:find(L, "the peer stalled") =/= nomatch]).
+                       {"garbage-control", [], "finished"}],
+                      fun(Lines) -> length(lists:filter(Stalled, Lines)) >= 2 end),
+    2 = length(lists:filter(Stalled, Lines)).
 
-%% Runs quic_dist_badpeer in each of these ways at the same time, twice (the first time loads code, and that makes atoms); gives the
-%% node's log lines of the second time.
-misbehave(Ways) ->
+%% Runs quic_dist_badpeer in each of these ways at the same time, twice (the first time loads code, and that makes atoms); waits until the
+%% node's log says what it has to, each time; gives its lines of the second time.
+misbehave(Ways, Logged) ->
     Program = quic_dist_holdproxy:build("quic_dist_badpeer"),
     Case = self(),
     Once = fun(Name, #{port := Port, b := B}) ->
@@ -227,11 +236,14 @@ misbehave(Ways) ->
              {Peer, {data, {eol, Line}}} -> {Mode, true} = {Mode, lists:prefix(Told, Line) orelse Line}
          after 30000 -> error({deadline, Mode})
          end || {Peer, Mode, Told} <- Peers],
+        Lines = fun() -> [lists:flatten(io_lib:format("~ts", [Text])) || {_, Text} <- lists:nthtail(Known, ?LIB:call(B, ?AGENT, log_lines, []))] end,
+        ?LIB:wait_until({logged, Ways}, fun() -> Logged(Lines()) end, 10000),
+        %% and whatever else comes
         timer:sleep(500),
-        lists:nthtail(Known, ?LIB:call(B, ?AGENT, log_lines, []))
+        Lines()
     end,
     attacked(#{warm_up => fun(Attacker) -> Once("warm", Attacker) end}, fun(Attacker) ->
-        Case ! {lines, [lists:flatten(io_lib:format("~ts", [Text])) || {_, Text} <- Once("bad", Attacker)]}
+        Case ! {lines, Once("bad", Attacker)}
     end),
     receive {lines, Lines} -> ct:log("~p", [Lines]), Lines after 0 -> error(no_lines) end.
 
@@ -290,8 +302,7 @@ recv(Socket, Port) ->
 newcomer(B) ->
     New = ?LIB:start(#{tag => "newcomer"}),
     ?LIB:connect(New, B),
-    ok = ?LIB:call(New, init, stop, []),
-    0 = ?LIB:await_exit(New, 20000).
+    0 = ?LIB:stop(New).
 
 unharmed(A, B, [NodeA, NodeB], Before) ->
     %% everything half-open has had its time
