@@ -214,7 +214,8 @@ full_disk(Config) ->
     on_small_disk(Config, fun(Disk) -> full_disk(Disk, Config) end).
 
 full_disk(Disk, Config) ->
-    {From, Data} = random("from", 8 * ?MIB, Config),
+    %% more than the disk, a stream's window (8 MiB) and the queues hold: its sender is not done when the disk is full
+    {From, Data} = random("from", 32 * ?MIB, Config),
     To = filename:join(Disk, "to"),
     {A, _, _, NodeB} = ?S:pair(),
     ?LIB:run(A, fun() ->
@@ -233,6 +234,12 @@ full_disk(Disk, Config) ->
     true = byte_size(Got) > 2 * ?MIB,
     true = binary:part(Data, 0, byte_size(Got)) =:= Got.
 
+%% Nothing more is read until it is dead, so that it cannot send all that it has meanwhile.
+kill(Pid) ->
+    Ref = erlang:monitor(process, Pid),
+    exit(Pid, kill),
+    receive {'DOWN', Ref, process, Pid, _} -> ok after 20000 -> error(deadline) end.
+
 %% The stream ends while a file is under way: both sides are told, and what came is in the file.
 cut_short(Config) ->
     {From, Data} = random("from", 32 * ?MIB, Config),
@@ -250,7 +257,7 @@ cut_short(Config) ->
              %% it cuts in the midst
              Cut = case By of
                  reader -> fun(D, _) when D > 8 * ?MIB -> _ = quic_dist:reset_stream(T, 7); (_, _) -> ok end;
-                 killed -> fun(D, _) when D > 8 * ?MIB -> exit(Sender, kill); (_, _) -> ok end
+                 killed -> fun(D, _) when D > 8 * ?MIB -> kill(Sender); (_, _) -> ok end
              end,
              {error, _} = ?S:call(Peer, fun() -> quic_dist:recv_file(T, To, [], Cut) end),
              Code = case By of reader -> 7; killed -> 16#101 end,
