@@ -333,11 +333,17 @@ nodedown_of_everything(Config) ->
         {Watched, M1} = spawn_monitor(Peer, fun wait_forever/0),
         M2 = erlang:monitor(process, {signals_server, Peer}),
         true = monitor_node(Peer, true),
+        Me = self(),
+        Sleep = fun() -> Me ! asleep, timer:sleep(60000) end,
         Callers = [spawn_monitor(fun() -> exit({result, try Call() catch C:R -> {C, R} end}) end) || Call <- [
             fun() -> gen_server:call({signals_server, Peer}, never, infinity) end,
-            fun() -> erpc:call(Peer, timer, sleep, [60000]) end,
-            fun() -> rpc:call(Peer, timer, sleep, [60000]) end]],
-        timer:sleep(100),
+            fun() -> erpc:call(Peer, Sleep) end,
+            fun() -> rpc:call(Peer, erlang, apply, [Sleep, []]) end]],
+        %% each of them waits for its answer
+        [receive asleep -> ok after ?DEADLINE -> error({deadline, asleep}) end || _ <- [1, 2]],
+        {Caller, _} = hd(Callers),
+        ?LIB:wait_until(calling, fun() -> process_info(Caller, monitors) =:= {monitors, [{process, {signals_server, Peer}}]}
+                                              andalso process_info(Caller, status) =:= {status, waiting} end, ?DEADLINE),
         Disconnector = spawn_link(fun() -> true = erlang:disconnect_node(Peer), exit(disconnected) end),
         Got = [receive {'DOWN', M, process, P, {result, R}} -> R after ?DEADLINE -> error({deadline, callers}) end || {P, M} <- Callers],
         [{exit, {{nodedown, Peer}, _}}, {error, {erpc, noconnection}}, {badrpc, nodedown}] = Got,
