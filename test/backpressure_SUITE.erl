@@ -17,8 +17,8 @@
 -define(MIB, 1048576).
 -define(LIMIT, 64 * ?MIB).
 -define(OFFERED, 1024).
-%% so long must everything have stood still before it counts as held
--define(STILL_MS, 1000).
+%% so often, 20 ms apart, must everything have stood still before it counts as held
+-define(STILL, 50).
 
 suite() -> [{timetrap, {seconds, 120}}].
 
@@ -91,16 +91,16 @@ warm_up(A, B) ->
 %% The most that was resident until no sender had got on for a while.
 watch_until_still(A, B, Pids, Before) ->
     Deadline = erlang:monotonic_time(millisecond) + 30000,
-    watch(A, B, Pids, Before, undefined, erlang:monotonic_time(millisecond), Deadline).
+    watch(A, B, Pids, Before, undefined, 0, Deadline).
 
-watch(A, B, Pids, Peak0, Last, Since, Deadline) ->
-    Now = erlang:monotonic_time(millisecond),
-    true = Now < Deadline,
+watch(_, _, _, Peak, _, ?STILL, _) -> Peak;
+watch(A, B, Pids, Peak0, Last, Still, Deadline) ->
+    true = erlang:monotonic_time(millisecond) < Deadline,
+    timer:sleep(20),
     Peak = [max(P, ?LIB:rss(H)) || {P, H} <- lists:zip(Peak0, [A, B])],
     case progress(A, Pids) of
-        Last when Now - Since > ?STILL_MS -> Peak;
-        Last -> timer:sleep(20), watch(A, B, Pids, Peak, Last, Since, Deadline);
-        Other -> timer:sleep(20), watch(A, B, Pids, Peak, Other, Now, Deadline)
+        Last -> watch(A, B, Pids, Peak, Last, Still + 1, Deadline);
+        Other -> watch(A, B, Pids, Peak, Other, 0, Deadline)
     end.
 
 %% How far each sender has come: it keeps that in its process dictionary.
@@ -190,10 +190,12 @@ small_beside_large(_Config) ->
     Controller = ?LIB:run(A, fun() -> {ok, C} = quic_dist:get_controller(NodeB), C end),
     ?LIB:wait_until(suspended_by_controller, fun() -> suspended_by(A, Controller) =/= [] end, 20000),
     ?LIB:wait_until(started, fun() -> lists:all(fun is_integer/1, sent(A, Senders)) end, 20000),
-    Before = sent(A, Senders),
-    Times = ?LIB:run(A, fun() -> [ping(Echo) || _ <- lists:seq(1, 300)] end, 60000),
-    [true = Now > Was + 10 || {Now, Was} <- lists:zip(sent(A, Senders), Before)],
-    Median = lists:nth(150, lists:sort(Times)),
+    Goal = [Was + 10 || Was <- sent(A, Senders)],
+    %% for as long as it takes them to send some more
+    Going = fun() -> not lists:all(fun({P, N}) -> {dictionary, D} = process_info(P, dictionary), proplists:get_value(sent, D) > N end,
+                                   lists:zip(Senders, Goal)) end,
+    Times = ?LIB:run(A, fun() -> pings(Echo, 300, Going) end, 60000),
+    Median = lists:nth(length(Times) div 2, lists:sort(Times)),
     ct:log("ping-pong beside two senders of 1 MiB: p50 ~b us, longest ~b us", [Median, lists:max(Times)]),
     %% 4 MiB before it would take more than that on the slowest machine
     true = Median < 20000,
@@ -225,6 +227,14 @@ receive_all() ->
 -spec echo() -> no_return().
 echo() ->
     receive {From, What} -> From ! What, echo() end.
+
+%% So many at least, and more while it goes on.
+pings(Echo, Count, Going) ->
+    Times = [ping(Echo) || _ <- lists:seq(1, Count)],
+    case Going() of
+        true -> Times ++ pings(Echo, Count, Going);
+        false -> Times
+    end.
 
 ping(Echo) ->
     Started = erlang:monotonic_time(microsecond),
