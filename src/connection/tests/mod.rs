@@ -378,6 +378,8 @@ pub(super) struct Pair {
     pub net: Net,
     /// How far the time that our deadlines see is ahead of the clock.
     pub ahead: Duration,
+    /// Where the clock that our deadlines see stands still.
+    frozen: Option<Instant>,
 }
 
 impl Pair {
@@ -391,6 +393,7 @@ impl Pair {
             server,
             net: Net::new(1),
             ahead: Duration::ZERO,
+            frozen: None,
         }
     }
 
@@ -413,7 +416,13 @@ impl Pair {
     }
 
     pub fn now(&self) -> Instant {
-        Instant::now() + self.ahead
+        self.frozen.unwrap_or_else(Instant::now) + self.ahead
+    }
+
+    /// From now on our deadlines see no time pass but [`Pair::ahead`]: a machine that stands still
+    /// for a while does not make them.
+    pub fn freeze(&mut self) {
+        self.frozen = Some(Instant::now());
     }
 
     /// Both sides work once, and what is due is delivered. Says whether anything was sent or
