@@ -642,8 +642,11 @@ send_until(S) ->
         Error -> Error
     end.
 
+%% A connection on which nothing is said finds it out with the next tick.
 node_dies(_Config) ->
-    {A, B, _, NodeB} = ?S:pair(),
+    [A, B] = ?LIB:start_all([#{tag => T, args => ["-kernel", "net_ticktime", "8"]} || T <- ["a", "b"]]),
+    ?LIB:connect(A, B),
+    NodeB = ?LIB:node(B),
     Streams = 100,
     Owner = ?LIB:run(A, fun() ->
         _ = ?S:acceptor(NodeB, []),
@@ -656,6 +659,8 @@ node_dies(_Config) ->
         end),
         receive ready -> Pid end
     end),
+    %% until nothing is on its way that the system would refuse
+    timer:sleep(1000),
     ?LIB:kill(B),
     {Ends, {messages, []}} = ?LIB:run(A, fun() -> Owner ! {result, self()}, receive R -> R after 40000 -> error(deadline) end end, 50000),
     Streams = length(Ends).
