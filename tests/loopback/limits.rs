@@ -12,7 +12,7 @@ use crate::support::{Node, SECRET, limits, ping, until};
 fn half_open_connections_are_limited_and_forgotten() {
     let narrow = Limits {
         max_half_open: 4,
-        handshake_timeout: Duration::from_secs(2),
+        handshake_timeout: Duration::from_secs(5),
         ..limits()
     };
     let (a, b) = (Node::open("127.0.0.1:0", &SECRET, narrow), Node::new());
@@ -81,7 +81,7 @@ fn connections_are_limited() {
 #[test]
 fn incoming_connections_that_nobody_takes_are_let_go() {
     let hasty = Limits {
-        handshake_timeout: Duration::from_secs(1),
+        handshake_timeout: Duration::from_secs(4),
         ..limits()
     };
     let (a, b) = (Node::open("127.0.0.1:0", &SECRET, hasty), Node::new());
