@@ -158,7 +158,9 @@ storm(_Config) ->
 %% Handshake data in bytes out of order, each in a frame of its own: what takes most memory for what it takes to send. As many begin so as
 %% have a place, and each goes on as long as it may.
 dear_handshakes(_Config) ->
-    [A, B] = ?LIB:start_all([#{tag => "a"}, #{tag => "dear", args => ["-quic_dist", "retry_threshold", integer_to_list(?MAX_HALF_OPEN)]}]),
+    %% with time enough for all of them to be half open at the end, on any machine
+    [A, B] = ?LIB:start_all([#{tag => "a"}, #{tag => "dear", args => ["-quic_dist", "retry_threshold", integer_to_list(?MAX_HALF_OPEN),
+                                                                      "-quic_dist", "handshake_timeout", "60000"]}]),
     ?LIB:connect(A, B),
     NodeB = ?LIB:node(B),
     Port = registered(NodeB),
