@@ -13,7 +13,8 @@
 -module(quic_dist_controller).
 
 -export([start_link/3, set_supervisor/2, set_node/2, get_node/1,
-         first_message/1, send/2, recv/3, getll/1, enter_node/2, pre_nodeup/1,
+         first_message/1, send/2, recv/3, getll/1, enter_node/2,
+         get_address/2, pre_nodeup/1,
          handshake_complete/3, tick/1, getstat/1, info/1]).
 -export([open_user_stream/2, open_user_stream/3, send_user_data/4,
          close_user_stream/2, reset_user_stream/2, reset_user_stream/3,
@@ -94,8 +95,8 @@ set_supervisor(Controller, Kernel) ->
 set_node(Controller, Node) ->
     call(Controller, {set_node, Node}).
 
-%% @doc The name of the other node.
--spec get_node(pid()) -> {ok, node() | undefined} | {error, closed}.
+%% @doc The name of the other node, if it is known yet.
+-spec get_node(pid()) -> {ok, node()} | undefined | {error, closed}.
 get_node(Controller) ->
     call(Controller, get_node).
 
@@ -125,11 +126,16 @@ getll(Controller) ->
 
 %% @doc The VM knows the node, and `net_kernel' is about to: from now on the
 %% connection is found by the node's name, so that who has connected to a node
-%% can use its streams. The address of the node, for `net_kernel:node_info/1'.
--spec enter_node(pid(), node()) ->
-          {ok, #net_address{}} | {error, no_node | closed}.
+%% can use its streams.
+-spec enter_node(pid(), node()) -> ok | {error, closed}.
 enter_node(Controller, Node) ->
-    case {dist_util:split_node(Node), call(Controller, {enter_node, Node})} of
+    call(Controller, {enter_node, Node}).
+
+%% @doc The address of the node, for `net_kernel:node_info/1'.
+-spec get_address(pid(), node()) ->
+          {ok, #net_address{}} | {error, no_node | closed}.
+get_address(Controller, Node) ->
+    case {dist_util:split_node(Node), call(Controller, get_address)} of
         {{node, _Name, Host}, {ok, Family, Peer}} ->
             {ok, #net_address{address = Peer, host = Host,
                               protocol = quic, family = Family}};
@@ -354,11 +360,11 @@ handshake_call(pre_nodeup, From, #state{closed = undefined} = State) ->
 handshake_call(pre_nodeup, From, State) ->
     reply(From, {error, closed}),
     State;
-handshake_call({enter_node, Node}, From, #state{conn = Conn, family = Family,
-                                              peer = Peer} = State) ->
+handshake_call({enter_node, Node}, From,
+               #state{conn = Conn, family = Family} = State) ->
     ok = quic_dist_nif:streams_start(Conn, Node),
     ok = quic_dist_endpoint:connected(Family, Node, Conn),
-    reply(From, {ok, Family, Peer}),
+    reply(From, ok),
     State#state{node = Node};
 handshake_call(Request, From, State) ->
     common_call(Request, From, State).
@@ -432,8 +438,14 @@ common_call({set_supervisor, Kernel}, From, State) ->
 common_call({set_node, Node}, From, State) ->
     reply(From, ok),
     State#state{node = Node};
+common_call(get_node, From, #state{node = undefined} = State) ->
+    reply(From, undefined),
+    State;
 common_call(get_node, From, #state{node = Node} = State) ->
     reply(From, {ok, Node}),
+    State;
+common_call(get_address, From, #state{family = Family, peer = Peer} = State) ->
+    reply(From, {ok, Family, Peer}),
     State;
 common_call(get_connection, From, #state{conn = Conn} = State) ->
     reply(From, {ok, Conn}),

@@ -1,7 +1,7 @@
 %% Processes on the nodes under test that open, accept, send on and read streams of the application's own.
 -module(quic_dist_test_streams).
 
--export([pair/0, pair/1, behind_relay/3, acceptor/2, acceptor/3, on/4, call/2, told/2, collect/1, collect/2, drained/0]).
+-export([pair/0, pair/1, on_pair/1, behind_relay/3, acceptor/2, acceptor/3, on/4, call/2, told/2, collect/1, collect/2, drained/0]).
 -export([forward/3, serve/1, echo/1, sink/2, numbers/2]).
 
 -define(LIB, quic_dist_test_lib).
@@ -16,6 +16,12 @@ pair(Args) ->
     [A, B] = ?LIB:start_all([#{tag => T, args => ["-kernel", "net_ticktime", "300" | Args]} || T <- ["a", "b"]]),
     ?LIB:connect(A, B),
     {A, B, ?LIB:node(A), ?LIB:node(B)}.
+
+%% Runs a fun on the first of two connected nodes, with the other's name.
+-spec on_pair(fun((node()) -> Result)) -> Result.
+on_pair(Fun) ->
+    {A, _, _, NodeB} = pair(),
+    ?LIB:run(A, fun() -> Fun(NodeB) end, 80000).
 
 %% Connects A to B by a relay. Both were started with `-epmd_module quic_dist_test_epmd`.
 -spec behind_relay(map(), map(), quic_dist_relay:options()) -> pid().

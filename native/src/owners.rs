@@ -9,7 +9,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 
 use bytes::Bytes;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use quic_dist_engine::streams::{Demand, StreamError, code};
 use quic_dist_engine::{CloseReason, Handle, StreamEvent};
 use rustler::env::OwnedEnv;
@@ -99,8 +99,6 @@ pub struct Owners(Mutex<Table>);
 pub enum Refusal {
     Stream(StreamError),
     NotOwner,
-    /// The process is dead.
-    NoProcess,
     Invalid,
     /// Somebody receives already.
     Already,
@@ -181,16 +179,20 @@ impl Owners {
         self.0.lock().node = Some(node);
     }
 
-    /// Has the VM tell us of a process's death. False: it is dead.
-    fn watch(&self, env: Env, connection: &ResourceArc<ConnectionResource>, pid: LocalPid) -> bool {
-        if !self.0.lock().watched.insert(pid) {
-            return true;
+    /// Has the VM tell us of a process's death. The table, and whether the process lives: its death
+    /// is not noticed before the table is let go.
+    fn watch(
+        &self,
+        env: Env,
+        connection: &ResourceArc<ConnectionResource>,
+        pid: LocalPid,
+    ) -> (MutexGuard<'_, Table>, bool) {
+        if self.0.lock().watched.insert(pid) && env.monitor(connection, &pid).is_none() {
+            self.down(&connection.handle, pid);
         }
-        if env.monitor(connection, &pid).is_some() {
-            return true;
-        }
-        self.down(&connection.handle, pid);
-        false
+        let table = self.0.lock();
+        let lives = table.watched.contains(&pid);
+        (table, lives)
     }
 
     /// A process has died: its streams are reset.
@@ -214,10 +216,11 @@ impl Owners {
         drop(table);
         for id in owned {
             // It may have ended by itself.
-            let _ = handle.reset_stream(id, code::OWNER_DOWN);
+            let _ = handle.reset_stream(id, code::CANCELLED);
         }
     }
 
+    /// A stream of a process that is dead is as one whose owner dies at once.
     pub fn open(
         &self,
         env: Env,
@@ -225,17 +228,16 @@ impl Owners {
         owner: LocalPid,
         (uni, priority, active): (bool, u8, Active),
     ) -> Result<u64, Refusal> {
-        if !self.watch(env, connection, owner) {
-            return Err(Refusal::NoProcess);
-        }
-        let mut table = self.0.lock();
+        let (mut table, lives) = self.watch(env, connection, owner);
         if table.ended {
             return Err(StreamError::Closed.into());
         }
-        if !table.watched.contains(&owner) {
-            return Err(Refusal::NoProcess);
-        }
         let id = connection.handle.open_stream(uni, priority)?;
+        if !lives {
+            drop(table);
+            connection.handle.reset_stream(id, code::CANCELLED)?;
+            return Ok(id);
+        }
         let entry = Entry::new(owner, active.counted());
         let demand = if uni { None } else { entry.demand() };
         // It fails if the connection has just ended: then nobody is to be told of the stream.
@@ -251,15 +253,12 @@ impl Owners {
         acceptor: LocalPid,
         active: Active,
     ) -> Result<(), Refusal> {
-        if !self.watch(env, connection, acceptor) {
-            return Err(Refusal::NoProcess);
-        }
-        let mut table = self.0.lock();
+        let (mut table, lives) = self.watch(env, connection, acceptor);
         if table.ended {
             return Err(StreamError::Closed.into());
         }
-        if !table.watched.contains(&acceptor) {
-            return Err(Refusal::NoProcess);
+        if !lives {
+            return Ok(());
         }
         match table.acceptors.iter_mut().find(|(pid, _)| *pid == acceptor) {
             Some((_, mode)) => *mode = active.counted(),
@@ -279,14 +278,11 @@ impl Owners {
         connection: &ResourceArc<ConnectionResource>,
         acceptor: LocalPid,
     ) -> Result<(), Refusal> {
-        if !self.watch(env, connection, acceptor) {
-            return Err(Refusal::NoProcess);
-        }
-        let mut table = self.0.lock();
+        let (mut table, lives) = self.watch(env, connection, acceptor);
         if table.ended {
             return Err(StreamError::Closed.into());
         }
-        if !table.datagram_acceptors.contains(&acceptor) {
+        if lives && !table.datagram_acceptors.contains(&acceptor) {
             table.datagram_acceptors.push_back(acceptor);
         }
         Ok(())
@@ -413,10 +409,8 @@ impl Owners {
         id: u64,
         owner: LocalPid,
     ) -> Result<(), Refusal> {
-        let alive = self.watch(env, connection, owner);
         let handle = &connection.handle;
-        let mut table = self.0.lock();
-        let alive = alive && table.watched.contains(&owner);
+        let (mut table, lives) = self.watch(env, connection, owner);
         let node = table.node;
         let Some(entry) = table.streams.get_mut(&id) else {
             return Err(StreamError::Unknown.into());
@@ -425,20 +419,16 @@ impl Owners {
             return Err(Refusal::NotOwner);
         }
         entry.giving = false;
-        if !alive {
-            let ended = entry.end.is_some();
-            if ended {
-                table.streams.remove(&id);
-            }
-            drop(table);
-            // It may have ended by itself.
-            let _ = handle.reset_stream(id, code::OWNER_DOWN);
-            return Err(Refusal::NoProcess);
-        }
         entry.owner = owner;
         if let Some(end) = entry.end.take() {
             table.streams.remove(&id);
             let _ = env.send(&owner, message(env, node, id, end_term(env, &end)));
+            return Ok(());
+        }
+        if !lives {
+            // As if it had died now. It may have ended by itself.
+            drop(table);
+            let _ = handle.reset_stream(id, code::CANCELLED);
             return Ok(());
         }
         // If it is about to end, its new owner will be told.

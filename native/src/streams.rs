@@ -45,7 +45,6 @@ impl Encoder for Refusal {
         match self {
             Refusal::Stream(error) => stream_error(*error),
             Refusal::NotOwner => atoms::not_owner(),
-            Refusal::NoProcess => atoms::noproc(),
             Refusal::Invalid => atoms::einval(),
             Refusal::Already => atoms::ealready(),
         }
