@@ -1,5 +1,5 @@
-//! Who owns which of a connection's streams, who accepts new ones, who waits for one; and what they
-//! are told.
+//! Who owns which of a connection's streams, who accepts new ones, who waits for one; and when they
+//! are told what. What is known of one stream is [`crate::owned`]'s.
 //!
 //! One lock for a connection. It is held while a message is sent, so that what a process is told and
 //! what it asks for have one order: who is not registered any more is told nothing afterwards. Under
@@ -13,71 +13,12 @@ use parking_lot::{Mutex, MutexGuard};
 use quic_dist_engine::streams::{Demand, StreamError, code};
 use quic_dist_engine::{CloseReason, Handle, StreamEvent};
 use rustler::env::OwnedEnv;
-use rustler::{Atom, Encoder, Env, LocalPid, Resource, ResourceArc, Term};
+use rustler::{Atom, Encoder, Env, LocalPid, ResourceArc, Term};
 
+use crate::owned::{Active, End, Entry, binary, end_term, message};
 use crate::resources::ConnectionResource;
 use crate::terms::{self, atoms};
 use crate::waiters::Waiter;
-
-/// From this size on what was received becomes a binary where it is, without being copied.
-const IN_PLACE: usize = 4096;
-
-/// How an owner gets what arrives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Active {
-    True,
-    False,
-    Once,
-    Count(i32),
-}
-
-/// How a stream ended.
-#[derive(Clone)]
-enum End {
-    Closed,
-    Reset(u64),
-    Connection(CloseReason),
-}
-
-/// There may be very many: what is there seldom is in a box.
-struct Entry {
-    owner: LocalPid,
-    active: Active,
-    reader: Option<Box<(Waiter, Demand)>>,
-    writers: Vec<Waiter>,
-    /// Its owner gives it away: nobody is told anything.
-    giving: bool,
-    /// What the new owner is to be told.
-    end: Option<Box<End>>,
-    /// The peer's end was delivered.
-    fin: bool,
-}
-
-impl Entry {
-    fn new(owner: LocalPid, active: Active) -> Self {
-        Entry {
-            owner,
-            active,
-            reader: None,
-            writers: Vec::new(),
-            giving: false,
-            end: None,
-            fin: false,
-        }
-    }
-
-    /// What the engine is to read next.
-    fn demand(&self) -> Option<Demand> {
-        if self.giving || self.fin {
-            return None;
-        }
-        match (&self.reader, self.active) {
-            (Some(reader), _) => Some(reader.1),
-            (None, Active::False) => None,
-            (None, _) => Some(Demand::Any),
-        }
-    }
-}
 
 #[derive(Default)]
 struct Table {
@@ -107,38 +48,6 @@ pub enum Refusal {
 impl From<StreamError> for Refusal {
     fn from(error: StreamError) -> Self {
         Refusal::Stream(error)
-    }
-}
-
-/// Bytes that became a binary where they are.
-struct Received(Bytes);
-
-#[rustler::resource_impl]
-impl Resource for Received {}
-
-fn binary(env: Env, bytes: Bytes) -> Term {
-    if bytes.len() < IN_PLACE {
-        return terms::binary(env, &bytes);
-    }
-    ResourceArc::new(Received(bytes))
-        .make_binary(env, |received| &received.0)
-        .to_term(env)
-}
-
-fn message<'a>(env: Env<'a>, node: Option<Atom>, id: u64, what: Term<'a>) -> Term<'a> {
-    let node = node.unwrap_or_else(atoms::undefined);
-    let reference = (atoms::quic_dist_stream(), node, id);
-    (atoms::quic_dist_stream(), reference, what).encode(env)
-}
-
-fn end_term<'a>(env: Env<'a>, end: &End) -> Term<'a> {
-    match end {
-        End::Closed => atoms::closed().encode(env),
-        End::Reset(code) => (atoms::reset(), code).encode(env),
-        End::Connection(reason) => {
-            let reason = (atoms::connection(), terms::close_reason(env, reason));
-            (atoms::reset(), reason).encode(env)
-        }
     }
 }
 
@@ -187,7 +96,8 @@ impl Owners {
         connection: &ResourceArc<ConnectionResource>,
         pid: LocalPid,
     ) -> (MutexGuard<'_, Table>, bool) {
-        if self.0.lock().watched.insert(pid) && env.monitor(connection, &pid).is_none() {
+        let new = self.0.lock().watched.insert(pid);
+        if new && env.monitor(connection, &pid).is_none() {
             self.down(&connection.handle, pid);
         }
         let table = self.0.lock();
@@ -545,31 +455,6 @@ impl Owners {
                 let data = terms::binary(env, &datagram);
                 (atoms::quic_dist_datagram(), node, data).encode(env)
             });
-        }
-    }
-}
-
-impl Entry {
-    /// Counts a delivery to the owner. True: the stream has become passive by a count.
-    fn delivered(&mut self) -> bool {
-        match self.active {
-            Active::Once => self.active = Active::False,
-            Active::Count(n) => {
-                self.active = Active::Count(n - 1).counted();
-                return self.active == Active::False;
-            }
-            Active::True | Active::False => {}
-        }
-        false
-    }
-}
-
-impl Active {
-    /// A count that has run out is none.
-    fn counted(self) -> Self {
-        match self {
-            Active::Count(..=0) => Active::False,
-            active => active,
         }
     }
 }
