@@ -1,21 +1,112 @@
-%% What a program written for erlang_quic's user streams relies on, besides what streams_SUITE shows of the API: whom it tells what at the edges,
-%% where its answer is `ok`. docs/streams.md lists what is different on purpose.
+%% What a program written for erlang_quic's user streams relies on, besides what streams_SUITE shows of the API: the specification's functions by
+%% controller, the programs of its documentation, and where its answer is `ok`. docs/streams.md lists what is different on purpose.
 -module(stream_compat_SUITE).
 
 -export([all/0, suite/0, init_per_suite/1, end_per_suite/1, init_per_testcase/2, end_per_testcase/2]).
--export([controller_functions/1, finishing_again/1, finishing_what_has_ended/1, nearest_priority/1, dead_processes/1, processes_elsewhere/1]).
+-export([of_the_controller/1, documented_program/1, controller_functions/1, finishing_again/1, finishing_what_has_ended/1,
+         nearest_priority/1, dead_processes/1, processes_elsewhere/1]).
+%% run on the nodes
+-export([pool/2]).
 
 -define(LIB, quic_dist_test_lib).
 -define(S, quic_dist_test_streams).
 
 suite() -> [{timetrap, {seconds, 90}}].
 
-all() -> [controller_functions, finishing_again, finishing_what_has_ended, nearest_priority, dead_processes, processes_elsewhere].
+all() ->
+    [of_the_controller, documented_program, controller_functions, finishing_again, finishing_what_has_ended, nearest_priority,
+     dead_processes, processes_elsewhere].
 
 init_per_suite(Config) -> ?LIB:init_suite(Config).
 end_per_suite(Config) -> ?LIB:end_suite(Config).
 init_per_testcase(Case, Config) -> ?LIB:init_case(Case, [{Case, "streams are QUIC's"}], Config).
 end_per_testcase(_Case, Config) -> ?LIB:end_case(Config).
+
+%% The functions of the specification, by controller and number.
+of_the_controller(_Config) ->
+    ?S:on_pair(fun(B) ->
+        Peer = ?S:acceptor(B, []),
+        {ok, C} = quic_dist:get_controller(B),
+        {B, C} = lists:keyfind(B, 1, erlang:system_info(dist_ctrl)),
+        {ok, 20} = quic_dist_controller:open_user_stream(C, self()),
+        {ok, 24} = quic_dist_controller:open_user_stream(C, self(), [{priority, 200}]),
+        [#{stream_id := 20}, #{stream_id := 24, priority := 200}] = quic_dist_controller:list_user_streams(C),
+        ok = quic_dist_controller:send_user_data(C, 20, <<"x">>, false),
+        {quic_dist_stream, _, {data, <<"x">>, false}} = ?S:told(Peer, 5000),
+        ok = quic_dist_controller:close_user_stream(C, 20),
+        {quic_dist_stream, _, {data, <<>>, true}} = ?S:told(Peer, 5000),
+        ok = quic_dist_controller:reset_user_stream(C, 24, 77),
+        receive {quic_dist_stream, {_, B, 24}, {reset, 77}} -> ok end,
+        ok = quic_dist_controller:reset_user_stream(C, 20),
+        receive {quic_dist_stream, {_, B, 20}, {reset, 0}} -> ok end,
+        {quic_dist_stream, _, {reset, 0}} = ?S:told(Peer, 5000),
+        Other = spawn(fun() -> receive stop -> ok end end),
+        {ok, Id} = quic_dist_controller:open_user_stream(C, Other),
+        {error, not_owner} = quic_dist_controller:controlling_process(C, Id, self()),
+        ok = quic_dist_controller:accept_user_streams(C, Other),
+        ok = quic_dist_controller:stop_accepting_streams(C),
+        {error, unknown_stream} = quic_dist_controller:send_user_data(C, 999999, <<>>, false),
+        Gone = spawn(fun() -> ok end),
+        {error, not_connected} = quic_dist_controller:open_user_stream(Gone, self()),
+        [] = quic_dist_controller:list_user_streams(Gone),
+        ok = quic_dist_controller:stop_accepting_streams(Gone),
+        ok
+    end).
+
+%% What erlang_quic's documentation has: its functions, its streams' maps, a request with its answer, and a pool of acceptors, as they
+%% stand there.
+documented_program(_Config) ->
+    ?S:on_pair(fun(B) ->
+        [true = erlang:function_exported(M, F, Arity)
+         || {M, Functions} <- [{quic_dist, [{open_stream, 1}, {open_stream, 2}, {send, 2}, {send, 3}, {close_stream, 1},
+                                            {reset_stream, 1}, {reset_stream, 2}, {accept_streams, 1}, {stop_accepting, 1},
+                                            {controlling_process, 2}, {list_streams, 0}, {list_streams, 1}, {get_controller, 1}]},
+                               {quic_dist_controller, [{open_user_stream, 2}, {open_user_stream, 3}, {send_user_data, 4},
+                                                       {close_user_stream, 2}, {reset_user_stream, 2}, {reset_user_stream, 3},
+                                                       {accept_user_streams, 2}, {stop_accepting_streams, 1},
+                                                       {controlling_process, 3}, {list_user_streams, 1}]}],
+            {F, Arity} <- Functions],
+        Pool = [?S:on(B, ?MODULE, pool, [self(), node()]) || _ <- lists:seq(1, 3)],
+        [begin
+             {ok, Stream} = quic_dist:open_stream(B, [{priority, 64}]),
+             ok = quic_dist:send(Stream, <<"GET ">>),
+             Self = self(),
+             [#{ref := Stream, node := B, stream_id := _, owner := Self, priority := 64, recv_fin := false, send_fin := false}] =
+                 quic_dist:list_streams(),
+             ok = quic_dist:send(Stream, <<"/data">>, true),
+             receive
+                 {quic_dist_stream, Stream, {data, Response, true}} -> <<"you said: GET /data">> = Response
+             after 5000 -> error(deadline)
+             end,
+             receive {quic_dist_stream, Stream, closed} -> ok after 5000 -> error(deadline) end
+         end || _ <- lists:seq(1, 30)],
+        %% any of them, all through
+        [true = erpc:call(B, erlang, is_process_alive, [Pid]) || Pid <- Pool],
+        ?S:drained()
+    end).
+
+pool(To, Node) ->
+    ok = quic_dist:accept_streams(Node),
+    To ! {self(), ready},
+    acceptor_loop(Node, #{}).
+
+acceptor_loop(Node, Requests) ->
+    ok = quic_dist:accept_streams(Node),
+    receive
+        {quic_dist_stream, Stream, {data, Data, Fin}} ->
+            acceptor_loop(Node, handle_request(Stream, Data, Fin, Requests));
+        {quic_dist_stream, _, closed} ->
+            acceptor_loop(Node, Requests)
+    end.
+
+handle_request(Stream, Data, false, Requests) ->
+    Requests#{Stream => <<(maps:get(Stream, Requests, <<>>))/binary, Data/binary>>};
+handle_request(Stream, Data, true, Requests) ->
+    #{Stream := Request} = Whole = handle_request(Stream, Data, false, Requests),
+    ok = quic_dist:send(Stream, [<<"you said: ">>, Request], true),
+    maps:remove(Stream, Whole).
+
+%%% Its answers
 
 %% What the specification has of the connection itself, on one that is up.
 controller_functions(_Config) ->
