@@ -8,7 +8,7 @@
 %% `{quic_dist_stream, StreamRef, {data, Data, Fin}}', and at its end once
 %% `{quic_dist_stream, StreamRef, closed}' (both sides have finished) or
 %% `{quic_dist_stream, StreamRef, {reset, Code}}'. When it dies, its streams are
-%% reset with 16#101. Any process may send, receive, close and reset.
+%% reset with code 0. Any process may send, receive, close and reset.
 %%
 %% Errors of all of them: `not_connected', `not_quic_connection' (the node is
 %% connected by another carrier), and those of each.
@@ -208,7 +208,8 @@ recv(StreamRef, Length, Timeout) ->
                            end).
 
 %% @doc Finishes this side of the stream, after all that was sent. The other
-%% side goes on until it finishes; then the owner gets `closed'.
+%% side goes on until it finishes; then the owner gets `closed'. `ok' as well
+%% where there is nothing to finish any more.
 -spec close_stream(stream_ref()) -> ok | {error, error()}.
 close_stream(StreamRef) ->
     with_stream(StreamRef, fun quic_dist_stream:close/2).
@@ -227,7 +228,8 @@ reset_stream(StreamRef, Code) ->
                                    quic_dist_stream:reset(Conn, Id, Code)
                            end).
 
-%% @doc Sets a stream's priority, for what is sent on it from now on.
+%% @doc Sets a stream's priority, for what is sent on it from now on. As in
+%% open_stream/2, the nearest of 16 to 255 is taken.
 -spec set_priority(stream_ref(), 16..255) -> ok | {error, error()}.
 set_priority(StreamRef, Priority) ->
     with_stream(StreamRef, fun(Conn, Id) ->
@@ -260,7 +262,7 @@ stop_accepting(Node) ->
 
 %% @doc Gives a stream of the caller's to another process of this node, with
 %% what of it the caller has not taken from its mailbox. If the new owner is
-%% dead, the stream is reset.
+%% dead, it is as if it had died just afterwards: the stream is reset.
 -spec controlling_process(stream_ref(), pid()) -> ok | {error, error()}.
 controlling_process({quic_dist_stream, Node, _} = StreamRef, NewOwner) ->
     with_stream(StreamRef,

@@ -442,9 +442,10 @@ post_nodeup(_Controller) ->
 %% @private
 -spec address(pid(), node()) -> #net_address{}.
 address(Controller, Node) ->
-    case quic_dist_controller:enter_node(Controller, Node) of
-        {ok, Address} -> Address;
-        {error, _} -> ?shutdown(Node)
+    case {quic_dist_controller:get_address(Controller, Node),
+          quic_dist_controller:enter_node(Controller, Node)} of
+        {{ok, Address}, ok} -> Address;
+        _ -> ?shutdown(Node)
     end.
 
 %%% Options of an existing connection, or of the listener

@@ -3,8 +3,9 @@
 %%
 %% It has two lives. Until the handshake completes it serves the process that
 %% runs `dist_util' (send/2, recv/3 and so on), on the control stream. Then it
-%% is the output handler: it takes packets from the VM and gives them to the
-%% engine, while `quic_dist_input' does the opposite in a process of its own.
+%% is the output handler (`quic_dist_output'), while `quic_dist_input' does the
+%% opposite in a process of its own. Here are its calls, the first life, and
+%% what both lives do.
 %%
 %% It does not trap exits. It is linked to the process that runs `dist_util',
 %% to its input handler and to `net_kernel'; whichever dies first decides the
@@ -13,56 +14,42 @@
 -module(quic_dist_controller).
 
 -export([start_link/3, set_supervisor/2, set_node/2, get_node/1,
-         first_message/1, send/2, recv/3, getll/1, enter_node/2, pre_nodeup/1,
+         first_message/1, send/2, recv/3, getll/1, enter_node/2,
+         get_address/2, pre_nodeup/1,
          handshake_complete/3, tick/1, getstat/1, info/1]).
 -export([open_user_stream/2, open_user_stream/3, send_user_data/4,
          close_user_stream/2, reset_user_stream/2, reset_user_stream/3,
          accept_user_streams/2, stop_accepting_streams/1,
          controlling_process/3, list_user_streams/1]).
--export([init/3, handshake_loop/1, output_loop/1, ending_loop/2]).
+-export([init/3, handshake_loop/1, common_call/3, moved/3, end_with/2]).
+
+-export_type([link/0]).
 
 -include_lib("kernel/include/net_address.hrl").
-
-%% What one call of the engine takes at most: enough to fill the largest
-%% packet of a GSO batch, little enough not to starve ticks and calls.
--define(BATCH_BYTES, 262144).
--define(BATCH_PACKETS, 64).
 
 %% No peer has more than this many handshake messages to say before an answer.
 -define(MAX_UNREAD, 16).
 
-%% How long the input handler may take to deliver what had arrived before the
-%% connection ended.
--define(ENDING_MS, 5000).
+%% What is known of the connection, in both lives.
+-type link() :: #{conn := quic_dist_nif:connection(),
+                  family := quic_dist_opts:family(),
+                  peer := quic_dist_nif:peer(),
+                  node := undefined | node()}.
 
-%% How long discovery may take to say where a silent node is, when it is time to
-%% ask it again.
--define(ASKING_MS, 10000).
-
--record(state, {conn :: quic_dist_nif:connection(),
-                family :: quic_dist_opts:family(),
-                peer :: quic_dist_nif:peer(),
-                node :: undefined | node(),
-                %% handshake: messages not yet asked for, oldest first
+%% The handshake.
+-record(state, {link :: link(),
+                %% messages not yet asked for, oldest first
                 unread = [] :: [binary()],
-                %% handshake: the last message, if it is ours, until it is complete
+                %% the last message, if it is ours, until it is complete
                 last :: undefined | iodata(),
-                %% handshake: who waits in recv/3, and its timer
+                %% who waits in recv/3, and its timer
                 reader :: undefined | {reference(), undefined | reference()},
-                %% handshake: who waits in first_message/1
+                %% who waits in first_message/1
                 looker :: undefined | reference(),
-                %% handshake: why the connection has ended
+                %% why the connection has ended
                 closed :: undefined | quic_dist_nif:close_reason(),
                 %% whether the VM has been, or is being, told of the connection
-                nodeup = false :: boolean(),
-                %% output: present when the handshake is complete
-                dhandle :: undefined | erlang:dist_handle(),
-                %% output: who of this node sends
-                senders :: undefined | quic_dist_senders:senders(),
-                %% output: the process that asks discovery for the node
-                asking :: undefined | {pid(), reference(), Since :: integer()},
-                %% output: the engine's queue is full
-                busy = false :: boolean()}).
+                nodeup = false :: boolean()}).
 
 %%% What the handshake uses
 
@@ -94,8 +81,8 @@ set_supervisor(Controller, Kernel) ->
 set_node(Controller, Node) ->
     call(Controller, {set_node, Node}).
 
-%% @doc The name of the other node.
--spec get_node(pid()) -> {ok, node() | undefined} | {error, closed}.
+%% @doc The name of the other node, if it is known yet.
+-spec get_node(pid()) -> {ok, node()} | undefined | {error, closed}.
 get_node(Controller) ->
     call(Controller, get_node).
 
@@ -125,11 +112,16 @@ getll(Controller) ->
 
 %% @doc The VM knows the node, and `net_kernel' is about to: from now on the
 %% connection is found by the node's name, so that who has connected to a node
-%% can use its streams. The address of the node, for `net_kernel:node_info/1'.
--spec enter_node(pid(), node()) ->
-          {ok, #net_address{}} | {error, no_node | closed}.
+%% can use its streams.
+-spec enter_node(pid(), node()) -> ok | {error, closed}.
 enter_node(Controller, Node) ->
-    case {dist_util:split_node(Node), call(Controller, {enter_node, Node})} of
+    call(Controller, {enter_node, Node}).
+
+%% @doc The address of the node, for `net_kernel:node_info/1'.
+-spec get_address(pid(), node()) ->
+          {ok, #net_address{}} | {error, no_node | closed}.
+get_address(Controller, Node) ->
+    case {dist_util:split_node(Node), call(Controller, get_address)} of
         {{node, _Name, Host}, {ok, Family, Peer}} ->
             {ok, #net_address{address = Peer, host = Host,
                               protocol = quic, family = Family}};
@@ -299,14 +291,15 @@ reply(Alias, Reply) ->
 -spec init(quic_dist_nif:connection(), quic_dist_opts:family(),
            quic_dist_nif:peer()) -> no_return().
 init(Conn, Family, Peer) ->
-    handshake_loop(#state{conn = Conn, family = Family, peer = Peer}).
+    handshake_loop(#state{link = #{conn => Conn, family => Family, peer => Peer,
+                                   node => undefined}}).
 
 %% @private
 -spec handshake_loop(#state{}) -> no_return().
-handshake_loop(#state{conn = Conn} = State) ->
+handshake_loop(#state{link = #{conn := Conn} = Link} = State) ->
     receive
         {?MODULE, From, {handshake_complete, DHandle}} ->
-            start_output(From, DHandle, State);
+            complete(From, DHandle, State);
         {?MODULE, From, Request} ->
             ?MODULE:handshake_loop(handshake_call(Request, From, State));
         {quic_dist, Conn, {control, Messages}} ->
@@ -316,7 +309,7 @@ handshake_loop(#state{conn = Conn} = State) ->
         {timeout, Timer, recv} ->
             ?MODULE:handshake_loop(recv_timeout(Timer, State));
         {quic_dist, Conn, {moved, From, To}} ->
-            ?MODULE:handshake_loop(moved(From, To, State));
+            ?MODULE:handshake_loop(State#state{link = moved(From, To, Link)});
         _Unexpected ->
             ?MODULE:handshake_loop(State)
     end.
@@ -325,11 +318,12 @@ handshake_call({send, _Message}, From, #state{closed = Reason} = State)
   when Reason =/= undefined ->
     reply(From, {error, closed}),
     State;
-handshake_call({send, Message}, From, #state{conn = Conn} = State) ->
+handshake_call({send, Message}, From,
+               #state{link = #{conn := Conn}} = State) ->
     case iolist_to_binary(Message) of
         <<$a, _/binary>> ->
             %% send_challenge_ack: whom it reaches takes the connection for up.
-            %% It leaves when that is so here as well, in start_output/3: who
+            %% It leaves when that is so here as well, in complete/3: who
             %% has connected to a node then finds itself in its nodes().
             reply(From, ok),
             State#state{last = Message};
@@ -354,16 +348,16 @@ handshake_call(pre_nodeup, From, #state{closed = undefined} = State) ->
 handshake_call(pre_nodeup, From, State) ->
     reply(From, {error, closed}),
     State;
-handshake_call({enter_node, Node}, From, #state{conn = Conn, family = Family,
-                                              peer = Peer} = State) ->
+handshake_call({enter_node, Node}, From,
+               #state{link = #{conn := Conn, family := Family} = Link} = State) ->
     ok = quic_dist_nif:streams_start(Conn, Node),
     ok = quic_dist_endpoint:connected(Family, Node, Conn),
-    reply(From, {ok, Family, Peer}),
-    State#state{node = Node};
-handshake_call(Request, From, State) ->
-    common_call(Request, From, State).
+    reply(From, ok),
+    State#state{link = Link#{node := Node}};
+handshake_call(Request, From, #state{link = Link} = State) ->
+    State#state{link = common_call(Request, From, Link)}.
 
-unread(Messages, #state{unread = Unread, conn = Conn} = State) ->
+unread(Messages, #state{unread = Unread, link = #{conn := Conn}} = State) ->
     case Unread ++ Messages of
         TooMany when length(TooMany) > ?MAX_UNREAD ->
             ok = quic_dist_nif:close(Conn, <<"too many handshake messages">>),
@@ -411,197 +405,75 @@ recv_timeout(_Answered, State) ->
 %% one is told "nok", and the connection closed. The process that runs dist_util
 %% there waits to be killed by net_kernel, when the other dial has been
 %% accepted. If it died earlier, that would count as a failure to connect.
-closed_in_handshake(Reason, #state{nodeup = false, node = Node,
-                                   peer = Peer} = State) ->
+closed_in_handshake(Reason, #state{nodeup = false,
+                                   link = #{node := Node, peer := Peer}} = State) ->
     quic_dist_log:closed(Node, Peer, Reason),
     serve_reader(serve_looker(State#state{closed = Reason}));
-closed_in_handshake(Reason, State) ->
-    end_with(Reason, State).
+closed_in_handshake(Reason, #state{link = Link}) ->
+    end_with(Reason, Link).
 
--spec end_with(quic_dist_nif:close_reason(), #state{}) -> no_return().
-end_with(Reason, #state{node = Node, peer = Peer}) ->
-    quic_dist_log:closed(Node, Peer, Reason),
-    exit(quic_dist_log:exit_reason(Reason)).
-
-%%% Both lives
-
-common_call({set_supervisor, Kernel}, From, State) ->
-    link(Kernel),
-    reply(From, ok),
-    State;
-common_call({set_node, Node}, From, State) ->
-    reply(From, ok),
-    State#state{node = Node};
-common_call(get_node, From, #state{node = Node} = State) ->
-    reply(From, {ok, Node}),
-    State;
-common_call(get_connection, From, #state{conn = Conn} = State) ->
-    reply(From, {ok, Conn}),
-    State;
-common_call(getstat, From, #state{conn = Conn} = State) ->
-    reply(From, case quic_dist_nif:stats(Conn) of
-                    {ok, Received, Sent, _Pending} -> {ok, Received, Sent, 0};
-                    {error, closed} -> {error, closed}
-                end),
-    State.
-
-%% An address has changed: this host's, the peer's, or what a NAT makes of it.
-moved(From, {_Local, Peer} = To, #state{node = Node} = State) ->
-    quic_dist_log:moved(Node, From, To),
-    State#state{peer = Peer}.
-
-%%% Second life: output
-
--spec start_output(reference(), erlang:dist_handle(), #state{}) -> no_return().
-start_output(From, DHandle, #state{conn = Conn} = State) ->
+%% The last of the first life: the VM has the connection.
+-spec complete(reference(), erlang:dist_handle(), #state{}) -> no_return().
+complete(From, DHandle, #state{link = #{conn := Conn} = Link, last = Last}) ->
     Input = quic_dist_input:start_link(Conn, DHandle),
     ok = erlang:dist_ctrl_input_handler(DHandle, Input),
     false = erlang:dist_ctrl_set_opt(DHandle, get_size, true),
     Result = quic_dist_nif:set_input(Conn, Input),
     %% When it fails, `closed' is on its way.
-    _ = case State#state.last of
+    _ = case Last of
             undefined -> ok;
-            Last -> quic_dist_nif:control_send(Conn, Last)
+            _ -> quic_dist_nif:control_send(Conn, Last)
         end,
     reply(From, ok),
-    %% As a port's I/O, traffic does not wait its turn among the processes that
-    %% are runnable: a busy node would else be a slow one, and then a dead one.
-    process_flag(priority, high),
     case Result of
         ok ->
-            erlang:dist_ctrl_get_data_notification(DHandle),
-            output_loop(State#state{dhandle = DHandle, unread = [],
-                                    senders = quic_dist_senders:new(Conn)});
+            quic_dist_output:start(Link, DHandle);
         {error, closed} ->
             %% The input handler will not be told, so it can't be what ends us.
             receive
-                {quic_dist, Conn, {closed, Reason}} ->
-                    closed_in_handshake(Reason, State)
+                {quic_dist, Conn, {closed, Reason}} -> end_with(Reason, Link)
             end
     end.
 
-%% Of these one is always due, or the connection is ending: a `dist_data' (from
-%% the VM after dist_ctrl_get_data_notification/1, or from ourselves when there
-%% is more), or a `writable' while busy.
+%%% Both lives
+
 %% @private
--spec output_loop(#state{}) -> no_return().
-output_loop(#state{conn = Conn} = State) ->
-    receive
-        dist_data ->
-            ?MODULE:output_loop(output(State));
-        {quic_dist, Conn, writable} when State#state.busy ->
-            ?MODULE:output_loop(output(State#state{busy = false}));
-        {quic_dist, Conn, {low, Process}} ->
-            Senders = quic_dist_senders:low(Process, State#state.senders),
-            ?MODULE:output_loop(State#state{senders = Senders});
-        tick ->
-            %% When it fails, `closed' is on its way.
-            _ = quic_dist_nif:tick(Conn),
-            ?MODULE:output_loop(State);
-        {?MODULE, From, Request} ->
-            ?MODULE:output_loop(common_call(Request, From, State));
-        {quic_dist, Conn, {moved, From, To}} ->
-            ?MODULE:output_loop(moved(From, To, State));
-        {quic_dist, Conn, {silent, Asked}} ->
-            ?MODULE:output_loop(seek(Asked, State));
-        {'DOWN', _, process, Asking, _}
-          when Asking =:= element(1, State#state.asking) ->
-            ?MODULE:output_loop(State#state{asking = undefined});
-        {send, From, Ref, Packet} when is_pid(From), not State#state.busy ->
-            %% What OTP's distribution_SUITE asks of a controller that is a
-            %% process: a packet of its own making, where a port would take
-            %% port_command/2. While the queue is full the caller waits.
-            Result = quic_dist_nif:data_send(Conn, [Packet], []),
-            From ! {Ref, Result},
-            ?MODULE:output_loop(State#state{busy = Result =:= busy});
-        {quic_dist, Conn, {closed, Reason}} ->
-            ok = quic_dist_senders:release(State#state.senders),
-            quic_dist_log:closed(State#state.node, State#state.peer, Reason),
-            _ = erlang:start_timer(?ENDING_MS, self(), ending),
-            ?MODULE:ending_loop(State, quic_dist_log:exit_reason(Reason));
-        {quic_dist_input, drained} ->
-            %% It gets `closed' just before we do.
-            receive
-                {quic_dist, Conn, {closed, Reason}} -> end_with(Reason, State)
-            end;
-        {quic_dist, Conn, {control, _AfterHandshake}} ->
-            ok = quic_dist_nif:close(Conn, <<"control message after the handshake">>),
-            ?MODULE:output_loop(State);
-        _Unexpected when not State#state.busy ->
-            ?MODULE:output_loop(State)
-    end.
+-spec common_call(Request :: term(), reference(), link()) -> link().
+common_call({set_supervisor, Kernel}, From, Link) ->
+    link(Kernel),
+    reply(From, ok),
+    Link;
+common_call({set_node, Node}, From, Link) ->
+    reply(From, ok),
+    Link#{node := Node};
+common_call(get_node, From, #{node := undefined} = Link) ->
+    reply(From, undefined),
+    Link;
+common_call(get_node, From, #{node := Node} = Link) ->
+    reply(From, {ok, Node}),
+    Link;
+common_call(get_address, From, #{family := Family, peer := Peer} = Link) ->
+    reply(From, {ok, Family, Peer}),
+    Link;
+common_call(get_connection, From, #{conn := Conn} = Link) ->
+    reply(From, {ok, Conn}),
+    Link;
+common_call(getstat, From, #{conn := Conn} = Link) ->
+    reply(From, case quic_dist_nif:stats(Conn) of
+                    {ok, Received, Sent, _Pending} -> {ok, Received, Sent, 0};
+                    {error, closed} -> {error, closed}
+                end),
+    Link.
 
-%% The node is silent where it is known to be. One asks at a time: discovery may
-%% take its time, which is why this process does not.
-seek(Asked, #state{asking = undefined, conn = Conn, family = Family,
-                   node = Node, peer = Peer} = State) ->
-    {Pid, Monitor} = quic_dist_discovery:seek(Conn, Family, Node, Peer, Asked),
-    State#state{asking = {Pid, Monitor, erlang:monotonic_time(millisecond)}};
-seek(Asked, #state{asking = {Pid, Monitor, Since}} = State) ->
-    case erlang:monotonic_time(millisecond) - Since > ?ASKING_MS of
-        true ->
-            erlang:demonitor(Monitor, [flush]),
-            exit(Pid, kill),
-            seek(Asked, State#state{asking = undefined});
-        false ->
-            State
-    end.
+%% @private An address has changed: this host's, the peer's, or what a NAT makes
+%% of it.
+-spec moved(quic_dist_nif:path(), quic_dist_nif:path(), link()) -> link().
+moved(From, {_Local, Peer} = To, #{node := Node} = Link) ->
+    quic_dist_log:moved(Node, From, To),
+    Link#{peer := Peer}.
 
-%% One batch, then back to the mailbox, so that ticks and calls get their turn.
-output(#state{busy = true} = State) ->
-    State;
-output(#state{conn = Conn, dhandle = DHandle, senders = Senders} = State) ->
-    {Rest, Room, Packets, Senders1} =
-        take(DHandle, ?BATCH_PACKETS, ?BATCH_BYTES, [], Senders),
-    {Waiting, Senders2} = quic_dist_senders:waiting(Senders1),
-    State1 = State#state{senders = Senders2},
-    case send_packets(Conn, Room, Packets, Waiting) of
-        ok when Rest =:= none ->
-            erlang:dist_ctrl_get_data_notification(DHandle),
-            State1;
-        ok ->
-            self() ! dist_data,
-            State1;
-        busy ->
-            State1#state{busy = true,
-                         senders = quic_dist_senders:was_full(Senders2)};
-        {error, closed} ->
-            %% The `closed' message will end the connection.
-            State1#state{busy = true}
-    end.
-
-send_packets(_Conn, _Room, [], []) ->
-    ok;
-send_packets(Conn, Room, Packets, Waiting) when Room < -?BATCH_BYTES ->
-    %% The last one is a whole message of any size: it made this node dial.
-    quic_dist_nif:data_send_large(Conn, lists:reverse(Packets), Waiting);
-send_packets(Conn, _Room, Packets, Waiting) ->
-    quic_dist_nif:data_send(Conn, lists:reverse(Packets), Waiting).
-
-take(DHandle, Count, Room, Packets, Senders) when Count > 0, Room > 0 ->
-    case erlang:dist_ctrl_get_data(DHandle) of
-        {Size, Packet} ->
-            take(DHandle, Count - 1, Room - Size, [Packet | Packets],
-                 quic_dist_senders:packet(Packet, Senders));
-        none ->
-            {none, Room, Packets, Senders}
-    end;
-take(_DHandle, _Count, Room, Packets, Senders) ->
-    {more, Room, Packets, Senders}.
-
-%% The input handler gets the same `closed' message, after the last packets
-%% that had arrived, and says when it has handed them to the VM. Our end takes
-%% it along.
 %% @private
--spec ending_loop(#state{}, term()) -> no_return().
-ending_loop(State, Reason) ->
-    receive
-        {quic_dist_input, drained} ->
-            exit(Reason);
-        {timeout, _, ending} ->
-            exit(Reason);
-        {?MODULE, From, Request} ->
-            ?MODULE:ending_loop(common_call(Request, From, State), Reason);
-        Other when element(1, Other) =/= quic_dist_input ->
-            ?MODULE:ending_loop(State, Reason)
-    end.
+-spec end_with(quic_dist_nif:close_reason(), link()) -> no_return().
+end_with(Reason, #{node := Node, peer := Peer}) ->
+    quic_dist_log:closed(Node, Peer, Reason),
+    exit(quic_dist_log:exit_reason(Reason)).

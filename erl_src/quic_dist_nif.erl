@@ -242,11 +242,11 @@ panic(_Conn, _Text) ->
 streams_start(_Conn, _Node) ->
     ?NOT_LOADED.
 
-%% @doc Opens a stream; it is reset when `Owner' dies.
+%% @doc Opens a stream; it is reset when `Owner' dies, or at once if it is dead.
 -spec stream_open(connection(), Owner :: pid(), Uni :: boolean(),
                   Priority :: 16..255, quic_dist_stream:active()) ->
           {ok, stream_id()}
-        | {error, closed | stream_limit | noproc}.
+        | {error, closed | stream_limit}.
 stream_open(_Conn, _Owner, _Uni, _Priority, _Active) ->
     ?NOT_LOADED.
 
@@ -270,7 +270,7 @@ stream_send_large(_Conn, _Id, _Data, _Fin) ->
 stream_await_room(_Conn, _Id, _Ref) ->
     ?NOT_LOADED.
 
-%% @doc Ends this side, however full the queue is.
+%% @doc Ends this side, however full the queue is, if it has not ended.
 -spec stream_finish(connection(), stream_id()) ->
           ok | {error, closed | unknown_stream}.
 stream_finish(_Conn, _Id) ->
@@ -317,13 +317,13 @@ stream_give(_Conn, _Id) ->
 
 %% @doc The stream has a new owner. If that is dead, the stream is reset.
 -spec stream_given(connection(), stream_id(), pid()) ->
-          ok | {error, closed | unknown_stream | not_owner | noproc}.
+          ok | {error, closed | unknown_stream | not_owner}.
 stream_given(_Conn, _Id, _NewOwner) ->
     ?NOT_LOADED.
 
-%% @doc Adds an acceptor of streams.
+%% @doc Adds an acceptor of streams, until it dies.
 -spec stream_accept(connection(), pid(), quic_dist_stream:active()) ->
-          ok | {error, closed | noproc}.
+          ok | {error, closed}.
 stream_accept(_Conn, _Acceptor, _Active) ->
     ?NOT_LOADED.
 
@@ -345,7 +345,7 @@ datagram_send(_Conn, _Data) ->
     ?NOT_LOADED.
 
 %% @doc Adds an acceptor of datagrams.
--spec datagram_accept(connection(), pid()) -> ok | {error, closed | noproc}.
+-spec datagram_accept(connection(), pid()) -> ok | {error, closed}.
 datagram_accept(_Conn, _Acceptor) ->
     ?NOT_LOADED.
 

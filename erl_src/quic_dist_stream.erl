@@ -22,7 +22,8 @@
 %% connection, and again by the next connection to the same node.
 -type ref() :: {quic_dist_stream, node(), StreamId :: non_neg_integer()}.
 -type direction() :: bidi | uni.
-%% Lower is served first. What is below 16 is the distribution's own.
+%% Lower is served first. What is below 16 is the distribution's own. An integer
+%% outside is taken for the nearest.
 -type priority() :: 16..255.
 %% As with `inet': what arrives is sent to the owner as messages (`true'), one
 %% of them (`once'), `N' more of them, or none (`false': recv/4 takes it). What
@@ -63,7 +64,6 @@
 -type error() :: closed            % the connection, or this direction, has ended
                | unknown_stream    % it never was, or has ended
                | not_owner
-               | noproc            % the process is dead
                | stream_limit
                | bad_option()
                | end_reason().
@@ -83,6 +83,8 @@
 %% @doc Opens a stream for `Owner', a process of this node. The peer learns of
 %% it with the first data, or its end.
 -spec open(conn(), pid(), [open_opt()]) -> {ok, id()} | {error, error()}.
+open(_Conn, Owner, _Opts) when node(Owner) =/= node() ->
+    bad_option({owner, Owner});
 open(Conn, Owner, Opts) ->
     maybe_options(fun(#{direction := Direction, priority := Priority,
                         active := Active}) ->
@@ -207,7 +209,9 @@ remaining(infinity) ->
 remaining(Deadline) ->
     max(0, Deadline - erlang:monotonic_time(millisecond)).
 
-%% @doc Finishes this side: the peer gets `Fin' after all that was sent.
+%% @doc Finishes this side: the peer gets `Fin' after all that was sent. `ok' as
+%% well if this side has finished before, or the stream has ended: who has said
+%% all need not know whether the other side has.
 -spec close(conn(), id()) -> ok | {error, error()}.
 close(Conn, Id) ->
     quic_dist_nif:stream_finish(Conn, Id).
@@ -319,6 +323,8 @@ forward(Ref, NewOwner) ->
 %% @doc Adds `Acceptor' to those who take turns in owning the streams that the
 %% peer opens, or changes the mode in which it gets them.
 -spec accept(conn(), pid(), [active_opt()]) -> ok | {error, error()}.
+accept(_Conn, Acceptor, _Opts) when node(Acceptor) =/= node() ->
+    bad_option({owner, Acceptor});
 accept(Conn, Acceptor, Opts) ->
     maybe_options(fun(#{active := Active}) ->
                           quic_dist_nif:stream_accept(Conn, Acceptor, Active)
@@ -369,8 +375,8 @@ maybe_options(Fun, Opts, Defaults) ->
 
 options([Opt | Opts], Set) ->
     case Opt of
-        {priority, P} when is_integer(P), P >= 16, P =< 255 ->
-            options(Opts, Set#{priority => P});
+        {priority, P} when is_integer(P) ->
+            options(Opts, Set#{priority => min(max(P, 16), 255)});
         {direction, D} when D =:= bidi; D =:= uni ->
             options(Opts, Set#{direction => D});
         {active, A} when is_boolean(A); A =:= once ->

@@ -39,6 +39,17 @@ pub enum StreamKind {
     Uni,
 }
 
+impl StreamKind {
+    /// That of the stream with this id (RFC 9000, section 2.1).
+    pub fn of(id: u64) -> StreamKind {
+        if is_uni(id) {
+            StreamKind::Uni
+        } else {
+            StreamKind::Bidi
+        }
+    }
+}
+
 /// Whether the stream with this id has one direction.
 pub fn is_uni(id: u64) -> bool {
     id & 2 != 0
@@ -47,12 +58,9 @@ pub fn is_uni(id: u64) -> bool {
 /// What kind of stream of the application's has this id, if one has; its opener has that many data
 /// streams.
 pub fn user_stream_kind(id: u64, data_streams: usize) -> Option<StreamKind> {
-    if is_uni(id) {
-        Some(StreamKind::Uni)
-    } else {
-        let first = Role::opener(id).user_stream(data_streams, 0);
-        (id >= first).then_some(StreamKind::Bidi)
-    }
+    let kind = StreamKind::of(id);
+    let first = Role::opener(id).user_stream(data_streams, 0);
+    (kind == StreamKind::Uni || id >= first).then_some(kind)
 }
 
 /// Which end of the QUIC connection a side is.

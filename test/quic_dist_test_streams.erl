@@ -1,7 +1,8 @@
 %% Processes on the nodes under test that open, accept, send on and read streams of the application's own.
 -module(quic_dist_test_streams).
 
--export([pair/0, pair/1, behind_relay/3, acceptor/2, acceptor/3, on/4, call/2, told/2, collect/1, collect/2, drained/0]).
+-export([pair/0, pair/1, on_pair/1, behind_relay/3, acceptor/2, acceptor/3, on/4, call/2, told/2, collect/1, collect/2, drained/0]).
+-export([wait_for/1, wait_dead/1]).
 -export([forward/3, serve/1, echo/1, sink/2, numbers/2]).
 
 -define(LIB, quic_dist_test_lib).
@@ -16,6 +17,12 @@ pair(Args) ->
     [A, B] = ?LIB:start_all([#{tag => T, args => ["-kernel", "net_ticktime", "300" | Args]} || T <- ["a", "b"]]),
     ?LIB:connect(A, B),
     {A, B, ?LIB:node(A), ?LIB:node(B)}.
+
+%% Runs a fun on the first of two connected nodes, with the other's name.
+-spec on_pair(fun((node()) -> Result)) -> Result.
+on_pair(Fun) ->
+    {A, _, _, NodeB} = pair(),
+    ?LIB:run(A, fun() -> Fun(NodeB) end, 80000).
 
 %% Connects A to B by a relay. Both were started with `-epmd_module quic_dist_test_epmd`.
 -spec behind_relay(map(), map(), quic_dist_relay:options()) -> pid().
@@ -76,6 +83,19 @@ collect(Stream, Timeout, Acc) ->
 drained() ->
     {messages, []} = process_info(self(), messages),
     ok.
+
+%% As long as the case has time.
+-spec wait_for(fun(() -> boolean())) -> ok.
+wait_for(Fun) ->
+    case Fun() of
+        true -> ok;
+        false -> timer:sleep(10), wait_for(Fun)
+    end.
+
+-spec wait_dead(pid()) -> ok.
+wait_dead(Pid) ->
+    Ref = erlang:monitor(process, Pid),
+    receive {'DOWN', Ref, _, _, _} -> ok after 5000 -> error(deadline) end.
 
 %%% Run there
 

@@ -12,6 +12,7 @@ mod input;
 mod logger;
 mod options;
 mod output;
+mod owned;
 mod owners;
 mod resources;
 mod streams;

@@ -1,5 +1,5 @@
-//! Who owns which of a connection's streams, who accepts new ones, who waits for one; and what they
-//! are told.
+//! Who owns which of a connection's streams, who accepts new ones, who waits for one; and when they
+//! are told what. What is known of one stream is [`crate::owned`]'s.
 //!
 //! One lock for a connection. It is held while a message is sent, so that what a process is told and
 //! what it asks for have one order: who is not registered any more is told nothing afterwards. Under
@@ -9,75 +9,16 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 
 use bytes::Bytes;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use quic_dist_engine::streams::{Demand, StreamError, code};
 use quic_dist_engine::{CloseReason, Handle, StreamEvent};
 use rustler::env::OwnedEnv;
-use rustler::{Atom, Encoder, Env, LocalPid, Resource, ResourceArc, Term};
+use rustler::{Atom, Encoder, Env, LocalPid, ResourceArc, Term};
 
+use crate::owned::{Active, End, Entry, binary, end_term, message};
 use crate::resources::ConnectionResource;
 use crate::terms::{self, atoms};
 use crate::waiters::Waiter;
-
-/// From this size on what was received becomes a binary where it is, without being copied.
-const IN_PLACE: usize = 4096;
-
-/// How an owner gets what arrives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Active {
-    True,
-    False,
-    Once,
-    Count(i32),
-}
-
-/// How a stream ended.
-#[derive(Clone)]
-enum End {
-    Closed,
-    Reset(u64),
-    Connection(CloseReason),
-}
-
-/// There may be very many: what is there seldom is in a box.
-struct Entry {
-    owner: LocalPid,
-    active: Active,
-    reader: Option<Box<(Waiter, Demand)>>,
-    writers: Vec<Waiter>,
-    /// Its owner gives it away: nobody is told anything.
-    giving: bool,
-    /// What the new owner is to be told.
-    end: Option<Box<End>>,
-    /// The peer's end was delivered.
-    fin: bool,
-}
-
-impl Entry {
-    fn new(owner: LocalPid, active: Active) -> Self {
-        Entry {
-            owner,
-            active,
-            reader: None,
-            writers: Vec::new(),
-            giving: false,
-            end: None,
-            fin: false,
-        }
-    }
-
-    /// What the engine is to read next.
-    fn demand(&self) -> Option<Demand> {
-        if self.giving || self.fin {
-            return None;
-        }
-        match (&self.reader, self.active) {
-            (Some(reader), _) => Some(reader.1),
-            (None, Active::False) => None,
-            (None, _) => Some(Demand::Any),
-        }
-    }
-}
 
 #[derive(Default)]
 struct Table {
@@ -99,8 +40,6 @@ pub struct Owners(Mutex<Table>);
 pub enum Refusal {
     Stream(StreamError),
     NotOwner,
-    /// The process is dead.
-    NoProcess,
     Invalid,
     /// Somebody receives already.
     Already,
@@ -109,38 +48,6 @@ pub enum Refusal {
 impl From<StreamError> for Refusal {
     fn from(error: StreamError) -> Self {
         Refusal::Stream(error)
-    }
-}
-
-/// Bytes that became a binary where they are.
-struct Received(Bytes);
-
-#[rustler::resource_impl]
-impl Resource for Received {}
-
-fn binary(env: Env, bytes: Bytes) -> Term {
-    if bytes.len() < IN_PLACE {
-        return terms::binary(env, &bytes);
-    }
-    ResourceArc::new(Received(bytes))
-        .make_binary(env, |received| &received.0)
-        .to_term(env)
-}
-
-fn message<'a>(env: Env<'a>, node: Option<Atom>, id: u64, what: Term<'a>) -> Term<'a> {
-    let node = node.unwrap_or_else(atoms::undefined);
-    let reference = (atoms::quic_dist_stream(), node, id);
-    (atoms::quic_dist_stream(), reference, what).encode(env)
-}
-
-fn end_term<'a>(env: Env<'a>, end: &End) -> Term<'a> {
-    match end {
-        End::Closed => atoms::closed().encode(env),
-        End::Reset(code) => (atoms::reset(), code).encode(env),
-        End::Connection(reason) => {
-            let reason = (atoms::connection(), terms::close_reason(env, reason));
-            (atoms::reset(), reason).encode(env)
-        }
     }
 }
 
@@ -181,16 +88,21 @@ impl Owners {
         self.0.lock().node = Some(node);
     }
 
-    /// Has the VM tell us of a process's death. False: it is dead.
-    fn watch(&self, env: Env, connection: &ResourceArc<ConnectionResource>, pid: LocalPid) -> bool {
-        if !self.0.lock().watched.insert(pid) {
-            return true;
+    /// Has the VM tell us of a process's death. The table, and whether the process lives: its death
+    /// is not noticed before the table is let go.
+    fn watch(
+        &self,
+        env: Env,
+        connection: &ResourceArc<ConnectionResource>,
+        pid: LocalPid,
+    ) -> (MutexGuard<'_, Table>, bool) {
+        let new = self.0.lock().watched.insert(pid);
+        if new && env.monitor(connection, &pid).is_none() {
+            self.down(&connection.handle, pid);
         }
-        if env.monitor(connection, &pid).is_some() {
-            return true;
-        }
-        self.down(&connection.handle, pid);
-        false
+        let table = self.0.lock();
+        let lives = table.watched.contains(&pid);
+        (table, lives)
     }
 
     /// A process has died: its streams are reset.
@@ -214,10 +126,11 @@ impl Owners {
         drop(table);
         for id in owned {
             // It may have ended by itself.
-            let _ = handle.reset_stream(id, code::OWNER_DOWN);
+            let _ = handle.reset_stream(id, code::CANCELLED);
         }
     }
 
+    /// A stream of a process that is dead is as one whose owner dies at once.
     pub fn open(
         &self,
         env: Env,
@@ -225,17 +138,16 @@ impl Owners {
         owner: LocalPid,
         (uni, priority, active): (bool, u8, Active),
     ) -> Result<u64, Refusal> {
-        if !self.watch(env, connection, owner) {
-            return Err(Refusal::NoProcess);
-        }
-        let mut table = self.0.lock();
+        let (mut table, lives) = self.watch(env, connection, owner);
         if table.ended {
             return Err(StreamError::Closed.into());
         }
-        if !table.watched.contains(&owner) {
-            return Err(Refusal::NoProcess);
-        }
         let id = connection.handle.open_stream(uni, priority)?;
+        if !lives {
+            drop(table);
+            connection.handle.reset_stream(id, code::CANCELLED)?;
+            return Ok(id);
+        }
         let entry = Entry::new(owner, active.counted());
         let demand = if uni { None } else { entry.demand() };
         // It fails if the connection has just ended: then nobody is to be told of the stream.
@@ -251,15 +163,12 @@ impl Owners {
         acceptor: LocalPid,
         active: Active,
     ) -> Result<(), Refusal> {
-        if !self.watch(env, connection, acceptor) {
-            return Err(Refusal::NoProcess);
-        }
-        let mut table = self.0.lock();
+        let (mut table, lives) = self.watch(env, connection, acceptor);
         if table.ended {
             return Err(StreamError::Closed.into());
         }
-        if !table.watched.contains(&acceptor) {
-            return Err(Refusal::NoProcess);
+        if !lives {
+            return Ok(());
         }
         match table.acceptors.iter_mut().find(|(pid, _)| *pid == acceptor) {
             Some((_, mode)) => *mode = active.counted(),
@@ -279,14 +188,11 @@ impl Owners {
         connection: &ResourceArc<ConnectionResource>,
         acceptor: LocalPid,
     ) -> Result<(), Refusal> {
-        if !self.watch(env, connection, acceptor) {
-            return Err(Refusal::NoProcess);
-        }
-        let mut table = self.0.lock();
+        let (mut table, lives) = self.watch(env, connection, acceptor);
         if table.ended {
             return Err(StreamError::Closed.into());
         }
-        if !table.datagram_acceptors.contains(&acceptor) {
+        if lives && !table.datagram_acceptors.contains(&acceptor) {
             table.datagram_acceptors.push_back(acceptor);
         }
         Ok(())
@@ -413,10 +319,8 @@ impl Owners {
         id: u64,
         owner: LocalPid,
     ) -> Result<(), Refusal> {
-        let alive = self.watch(env, connection, owner);
         let handle = &connection.handle;
-        let mut table = self.0.lock();
-        let alive = alive && table.watched.contains(&owner);
+        let (mut table, lives) = self.watch(env, connection, owner);
         let node = table.node;
         let Some(entry) = table.streams.get_mut(&id) else {
             return Err(StreamError::Unknown.into());
@@ -425,20 +329,16 @@ impl Owners {
             return Err(Refusal::NotOwner);
         }
         entry.giving = false;
-        if !alive {
-            let ended = entry.end.is_some();
-            if ended {
-                table.streams.remove(&id);
-            }
-            drop(table);
-            // It may have ended by itself.
-            let _ = handle.reset_stream(id, code::OWNER_DOWN);
-            return Err(Refusal::NoProcess);
-        }
         entry.owner = owner;
         if let Some(end) = entry.end.take() {
             table.streams.remove(&id);
             let _ = env.send(&owner, message(env, node, id, end_term(env, &end)));
+            return Ok(());
+        }
+        if !lives {
+            // As if it had died now. It may have ended by itself.
+            drop(table);
+            let _ = handle.reset_stream(id, code::CANCELLED);
             return Ok(());
         }
         // If it is about to end, its new owner will be told.
@@ -555,31 +455,6 @@ impl Owners {
                 let data = terms::binary(env, &datagram);
                 (atoms::quic_dist_datagram(), node, data).encode(env)
             });
-        }
-    }
-}
-
-impl Entry {
-    /// Counts a delivery to the owner. True: the stream has become passive by a count.
-    fn delivered(&mut self) -> bool {
-        match self.active {
-            Active::Once => self.active = Active::False,
-            Active::Count(n) => {
-                self.active = Active::Count(n - 1).counted();
-                return self.active == Active::False;
-            }
-            Active::True | Active::False => {}
-        }
-        false
-    }
-}
-
-impl Active {
-    /// A count that has run out is none.
-    fn counted(self) -> Self {
-        match self {
-            Active::Count(..=0) => Active::False,
-            active => active,
         }
     }
 }

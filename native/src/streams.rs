@@ -2,50 +2,21 @@
 //! documentation.
 
 use quic_dist_engine::streams::{Sent, StreamInfo};
-use rustler::{Atom, Decoder, Encoder, Env, Error, LocalPid, NifResult, ResourceArc, Term};
+use rustler::{Atom, Encoder, Env, LocalPid, NifResult, ResourceArc, Term};
 
-use crate::owners::{Active, Refusal};
+use crate::owned::Active;
+use crate::owners::Refusal;
 use crate::resources::ConnectionResource;
 use crate::terms::{self, atoms};
 use crate::waiters::{Waiter, stream_error};
 
 type Connection = ResourceArc<ConnectionResource>;
 
-impl<'a> Decoder<'a> for Active {
-    fn decode(term: Term<'a>) -> NifResult<Self> {
-        if let Ok(count) = term.decode::<i16>() {
-            return Ok(Active::Count(count.into()));
-        }
-        let mode: Atom = term.decode()?;
-        if mode == atoms::true_() {
-            Ok(Active::True)
-        } else if mode == atoms::false_() {
-            Ok(Active::False)
-        } else if mode == atoms::once() {
-            Ok(Active::Once)
-        } else {
-            Err(Error::BadArg)
-        }
-    }
-}
-
-impl Encoder for Active {
-    fn encode<'a>(&self, env: Env<'a>) -> Term<'a> {
-        match self {
-            Active::True => atoms::true_().encode(env),
-            Active::False => atoms::false_().encode(env),
-            Active::Once => atoms::once().encode(env),
-            Active::Count(count) => count.encode(env),
-        }
-    }
-}
-
 impl Encoder for Refusal {
     fn encode<'a>(&self, env: Env<'a>) -> Term<'a> {
         match self {
             Refusal::Stream(error) => stream_error(*error),
             Refusal::NotOwner => atoms::not_owner(),
-            Refusal::NoProcess => atoms::noproc(),
             Refusal::Invalid => atoms::einval(),
             Refusal::Already => atoms::ealready(),
         }

@@ -31,7 +31,7 @@ pub mod atoms {
         user_datagrams_dropped,
         certificate, none, unknown, certfile, keyfile, password, cacertfile, crlfile, crl_check, depth,
         quic_dist_stream, quic_dist_datagram, data, passive, reset, connection,
-        unknown_stream, stream_limit, not_owner, noproc, einval, ealready, wait, told,
+        unknown_stream, stream_limit, not_owner, einval, ealready, wait, told,
         false_ = "false", once, bidi, uni, stream_id, owner, priority, direction, active,
         recv_fin, send_fin, queued,
         user_streams, user_stream_window, user_stream_queue, datagram_queue,

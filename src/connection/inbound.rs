@@ -203,7 +203,8 @@ impl Connection {
                 return;
             };
             self.inbound.peer_streams = Some(hello.data_streams);
-            self.shared.streams.peer_allows(hello.user_streams);
+            let streams = &self.shared.streams;
+            streams.peer_says(hello.data_streams, hello.user_streams);
         }
         // Ticks have said what they had to say by arriving.
         frames.ranges.retain(|range| !range.is_empty());

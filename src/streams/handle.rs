@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use super::stream::{Sending, Stream};
 use super::{Demand, Order, StreamInfo, Streams, Table};
 use crate::handle::Handle;
+use crate::layout::StreamKind;
 
 /// What was sent is in the stream's queue, or is not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,26 +45,36 @@ impl Streams {
         }
     }
 
-    fn open(&self, uni: bool, priority: u8) -> Result<u64, StreamError> {
+    fn open(&self, kind: StreamKind, priority: u8) -> Result<u64, StreamError> {
         let mut table = self.table.lock();
         if !table.open {
             return Err(StreamError::Closed);
         }
-        let kind = usize::from(uni);
-        let index = table.next[kind];
-        let (id, place) = if uni {
-            (table.role.uni_stream(index), index)
-        } else {
-            let id = table.role.user_stream(table.data_streams, index);
-            (id, id >> 2)
-        };
-        if table.ours >= table.most || place >= table.allowed[kind] {
+        let id = table.number(table.role, kind, table.next[kind as usize]);
+        if table.ours >= table.most || id / 4 >= table.allowed[kind as usize] {
             return Err(StreamError::Limit);
         }
-        table.next[kind] += 1;
+        table.next[kind as usize] += 1;
         table.ours += 1;
-        table.streams.insert(id, Stream::new(priority, true, !uni));
+        let stream = Stream::new(priority, true, kind == StreamKind::Bidi);
+        table.streams.insert(id, stream);
         Ok(id)
+    }
+
+    /// True: this side ends now. It may have ended before, and with it the stream.
+    fn finish(&self, id: u64) -> Result<bool, StreamError> {
+        let mut table = self.table.lock();
+        if !table.open {
+            return Err(StreamError::Closed);
+        }
+        match table.streams.get(&id) {
+            Some(stream) if !stream.reset && stream.sending == Sending::Open => {
+                table.finish(id);
+                Ok(true)
+            }
+            None if !table.has_been(id) => Err(StreamError::Unknown),
+            _ => Ok(false),
+        }
     }
 
     /// True once, until the event thread has come by.
@@ -90,11 +101,20 @@ impl Handle {
 
     /// Opens a stream. The peer learns of it with the first data or its end.
     pub fn open_stream(&self, uni: bool, priority: u8) -> Result<u64, StreamError> {
-        self.streams().open(uni, priority)
+        let kind = if uni {
+            StreamKind::Uni
+        } else {
+            StreamKind::Bidi
+        };
+        self.streams().open(kind, priority)
     }
 
-    /// Queues data, and with `fin` the end of this side after it.
+    /// Queues data, and with `fin` the end of this side after it. The end alone is
+    /// [`Handle::finish_stream`].
     pub fn send_stream(&self, id: u64, data: Vec<u8>, fin: bool) -> Result<Sent, StreamError> {
+        if fin && data.is_empty() {
+            return self.finish_stream(id).map(|()| Sent::Taken);
+        }
         let length = data.len();
         let sent = self.streams().with(id, |table, id| {
             let high = table.high;
@@ -113,23 +133,18 @@ impl Handle {
             }
             Ok(Sent::Taken)
         })??;
-        if sent == Sent::Taken && (length > 0 || fin) {
+        if sent == Sent::Taken && length > 0 {
             self.write_streams(length);
         }
         Ok(sent)
     }
 
-    /// Ends this side, however full the queue is.
+    /// Ends this side, however full the queue is; nothing is left to do if it has ended, or the
+    /// stream has. (Who has said all there is to say need not know whether the other side has.)
     pub fn finish_stream(&self, id: u64) -> Result<(), StreamError> {
-        self.streams().with(id, |table, id| {
-            let stream = stream(table, id)?;
-            if stream.sending != Sending::Open {
-                return Err(StreamError::Closed);
-            }
-            table.finish(id);
-            Ok(())
-        })??;
-        self.write_streams(0);
+        if self.streams().finish(id)? {
+            self.write_streams(0);
+        }
         Ok(())
     }
 

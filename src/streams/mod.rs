@@ -28,12 +28,10 @@ use stream::{Sending, Stream};
 
 /// Codes of cut streams that are ours; all others are the application's.
 pub mod code {
-    /// Somebody changed their mind: what a reset has when no other code is given.
+    /// Somebody changed their mind, or died: what a reset has when no other code is given.
     pub const CANCELLED: u64 = 0x0;
     /// Nobody accepts streams.
     pub const REFUSED: u64 = 0x100;
-    /// The process that owned the stream is gone.
-    pub const OWNER_DOWN: u64 = 0x101;
 }
 
 /// The priority of a stream for which none was asked.
@@ -120,6 +118,9 @@ struct Table {
     /// Indexes of the next ones, and how many the peer allows; bidirectional and unidirectional.
     next: [u64; 2],
     allowed: [u64; 2],
+    /// The peer's data streams, and the highest numbers that have come from it; 0: none.
+    peer_data_streams: usize,
+    come: [u64; 2],
     to_write: Schedule,
     to_read: VecDeque<u64>,
     orders: VecDeque<Order>,
@@ -143,6 +144,8 @@ impl Streams {
                 ours: 0,
                 next: [0, 0],
                 allowed: [0, 0],
+                peer_data_streams: 0,
+                come: [0, 0],
                 to_write: Schedule::default(),
                 to_read: VecDeque::new(),
                 orders: VecDeque::new(),
@@ -169,9 +172,10 @@ impl Streams {
         self.table.lock().signalled = false;
     }
 
-    /// The peer's hello: so many streams of ours may be open.
-    pub fn peer_allows(&self, most: usize) {
+    /// The peer's hello: so many data streams it has, and so many streams of ours may be open.
+    pub fn peer_says(&self, data_streams: usize, most: usize) {
         let mut table = self.table.lock();
+        table.peer_data_streams = data_streams;
         table.most = table.limit.min(most);
     }
 
@@ -215,8 +219,11 @@ impl Streams {
     pub fn incoming(&self, id: u64, kind: StreamKind) {
         let mut stream = Stream::new(DEFAULT_PRIORITY, kind == StreamKind::Bidi, true);
         stream.unread = true;
+        let mut table = self.table.lock();
+        let come = &mut table.come[kind as usize];
+        *come = id.max(*come);
         // Quiche knows it, but not its priority, which matters with the first answer only.
-        self.table.lock().streams.insert(id, stream);
+        table.streams.insert(id, stream);
     }
 
     /// The next stream to read, at most `most` bytes.
@@ -380,6 +387,31 @@ impl Streams {
 }
 
 impl Table {
+    /// The number of one side's stream with this index among those of its kind.
+    fn number(&self, opener: Role, kind: StreamKind, index: u64) -> u64 {
+        let data_streams = if opener == self.role {
+            self.data_streams
+        } else {
+            self.peer_data_streams
+        };
+        match kind {
+            StreamKind::Bidi => opener.user_stream(data_streams, index),
+            StreamKind::Uni => opener.uni_stream(index),
+        }
+    }
+
+    /// Whether there has been a stream of this number.
+    fn has_been(&self, id: u64) -> bool {
+        let (opener, kind) = (Role::opener(id), StreamKind::of(id));
+        let first = self.number(opener, kind, 0);
+        let behind = if opener == self.role {
+            self.number(opener, kind, self.next[kind as usize])
+        } else {
+            self.come[kind as usize] + 1
+        };
+        (first..behind).contains(&id)
+    }
+
     /// Lists a stream to be read, if it wants to be. True if it does.
     fn list(&mut self, id: u64) -> bool {
         let Some(stream) = self.streams.get_mut(&id) else {

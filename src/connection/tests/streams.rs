@@ -180,13 +180,37 @@ fn nothing_is_taken_after_the_end_of_a_side() {
     pair.client.put(id, b"last", true);
     let late = pair.client.handle.send_stream(id, vec![1], false);
     assert_eq!(late, Err(StreamError::Closed));
-    assert_eq!(
-        pair.client.handle.finish_stream(id),
-        Err(StreamError::Closed)
-    );
     pair.until("it is there", |pair| {
         pair.server.user.got(id, b"last", true)
     });
+}
+
+#[test]
+fn who_has_finished_may_say_so_again() {
+    let mut pair = Pair::connected(&with_streams(10));
+    for uni in [false, true] {
+        let id = pair.client.open(uni);
+        let (client, server) = (pair.client.handle.clone(), pair.server.handle.clone());
+        let next = id + 4;
+        pair.client.put(id, b"last", true);
+        client.finish_stream(id).unwrap();
+        assert_eq!(client.send_stream(id, vec![], true), Ok(Sent::Taken));
+        pair.until("it is there", |pair| {
+            pair.server.user.got(id, b"last", true)
+        });
+        server.finish_stream(id).unwrap();
+        pair.until("it is closed", |pair| {
+            pair.server.end_of(id) == Some(None) && pair.client.end_of(id) == Some(None)
+        });
+        for side in [&client, &server] {
+            side.finish_stream(id).unwrap();
+            assert_eq!(side.send_stream(id, vec![], true), Ok(Sent::Taken));
+            // What never was cannot be finished, nor can the distribution's own.
+            for other in [next, 0, 1, 4] {
+                assert_eq!(side.finish_stream(other), Err(StreamError::Unknown));
+            }
+        }
+    }
 }
 
 #[test]
