@@ -1,5 +1,5 @@
-//! Packets as the VM gives them, for the engine: what is small is copied, what is large is kept as it
-//! is, by a reference to the VM's binary.
+//! Packets and data as the VM gives them, for the engine: what is small is copied, what is large is
+//! kept as it is, by a reference to the VM's binary.
 
 use std::sync::Arc;
 
@@ -10,9 +10,9 @@ use quic_dist_engine::{Batch, router};
 use rustler::env::OwnedEnv;
 use rustler::{Binary, Error, NifResult, Term};
 
-use crate::exit;
+use crate::{exit, terms};
 
-/// From this size on a part of a packet is not copied. To keep it costs about as much as to copy 4 KiB.
+/// From this size on a part of a packet, or data that is one binary, is not copied. To keep it costs about as much as to copy 4 KiB.
 const LARGE: usize = 8 << 10;
 
 /// A list of packets, each iodata: what the VM gives is a flat list of binaries. The first is the header,
@@ -40,6 +40,18 @@ pub fn batch(packets: Term) -> NifResult<Batch> {
         }
     }
     Ok(batch)
+}
+
+/// Data for a stream, which is iodata.
+pub fn bytes(data: Term) -> NifResult<Bytes> {
+    match Binary::from_term(data) {
+        Ok(binary) if binary.len() >= LARGE => Ok(Keep::new().bytes(binary)),
+        _ => {
+            let mut copy = Vec::new();
+            terms::append(data, &mut copy)?;
+            Ok(copy.into())
+        }
+    }
 }
 
 /// The process whose message this packet is the first fragment of, if that can be told.

@@ -4,6 +4,7 @@
 use quic_dist_engine::streams::{Sent, StreamInfo};
 use rustler::{Atom, Encoder, Env, LocalPid, NifResult, ResourceArc, Term};
 
+use crate::output;
 use crate::owned::Active;
 use crate::owners::Refusal;
 use crate::resources::ConnectionResource;
@@ -82,8 +83,7 @@ fn send<'a>(
     data: Term<'a>,
     fin: bool,
 ) -> NifResult<Term<'a>> {
-    let mut bytes = Vec::new();
-    terms::append(data, &mut bytes)?;
+    let bytes = output::bytes(data)?;
     Ok(match connection.handle.send_stream(id, bytes, fin) {
         Ok(Sent::Taken) => atoms::ok().encode(env),
         Ok(Sent::Full) => atoms::busy().encode(env),

@@ -2,6 +2,8 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
+use bytes::Bytes;
+
 use super::stream::{Sending, Stream};
 use super::{Demand, Order, StreamInfo, Streams, Table};
 use crate::handle::Handle;
@@ -110,8 +112,14 @@ impl Handle {
     }
 
     /// Queues data, and with `fin` the end of this side after it. The end alone is
-    /// [`Handle::finish_stream`].
-    pub fn send_stream(&self, id: u64, data: Vec<u8>, fin: bool) -> Result<Sent, StreamError> {
+    /// [`Handle::finish_stream`]. The data is not copied: it is kept until the peer has acknowledged it.
+    pub fn send_stream(
+        &self,
+        id: u64,
+        data: impl Into<Bytes>,
+        fin: bool,
+    ) -> Result<Sent, StreamError> {
+        let data = data.into();
         if fin && data.is_empty() {
             return self.finish_stream(id).map(|()| Sent::Taken);
         }
@@ -125,7 +133,7 @@ impl Handle {
             if stream.queue.len() >= high {
                 return Ok(Sent::Full);
             }
-            stream.queue.push(data.into());
+            stream.queue.push(data);
             if fin {
                 table.finish(id);
             } else {
