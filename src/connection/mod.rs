@@ -313,29 +313,33 @@ impl Connection {
         self.inbound.reads_data = true;
     }
 
-    /// The way that is wanted, once.
-    pub(crate) fn route_wanted(&mut self, now: Instant) -> Option<RouteWanted> {
-        if let Some(path) = self.lost_path(now) {
-            return Some(RouteWanted::Instead(path));
-        }
-        self.said_address().map(RouteWanted::To)
+    /// The ways that are wanted, each once: what is not asked for now is not asked for again soon.
+    pub(crate) fn routes_wanted(
+        &mut self,
+        now: Instant,
+    ) -> impl Iterator<Item = RouteWanted> + use<> {
+        let instead = self.lost_path(now).map(RouteWanted::Instead);
+        let to = self.said_address().map(RouteWanted::To);
+        instead.into_iter().chain(to)
     }
 
     /// When [`Connection::work`] wants to be called again.
     pub fn deadline(&self) -> Option<Instant> {
+        let quic = self.quic.timeout_instant();
         let own = match self.state {
             State::Handshaking(at) | State::Unclaimed(at) | State::Lingering(at) => Some(at),
-            State::Open | State::Ended => None,
+            State::Open => None,
+            // Nothing else is seen to any more, so what else was due would stay due.
+            State::Ended => return self.forget.into_iter().chain(quic).min(),
         };
         [
             own,
             self.suspicion.as_ref().map(Suspicion::deadline),
-            self.forget,
             self.answer_at,
             self.paths.deadline(),
             self.search.deadline(),
             self.refusals.deadline(),
-            self.quic.timeout_instant(),
+            quic,
         ]
         .into_iter()
         .flatten()
@@ -377,12 +381,10 @@ impl Connection {
         !self.quic.is_established()
     }
 
-    /// Whether the connection can be forgotten.
+    /// Whether the connection can be forgotten. In the end it is, whatever has not left.
     pub fn is_over(&self) -> bool {
-        matches!(self.state, State::Ended)
-            && (self.quic.is_closed() || self.forgotten)
-            && self.held.is_none()
-            && self.unsent.is_none()
+        let all_left = self.held.is_none() && self.unsent.is_none();
+        matches!(self.state, State::Ended) && (self.forgotten || self.quic.is_closed() && all_left)
     }
 
     /// Makes new connection ids for the peer to use, as many as it may need, each paired with nothing

@@ -2,7 +2,7 @@
 //!
 //! To QUIC a train that is refused is a lost one. But its probe time-out doubles each time, and nobody
 //! says when a firewall or a queue would take packets again; so, as asking is cheap, the system is asked
-//! again soon, with the last packet that it refused: no window has room for another one by then, and when
+//! again soon, with the last packet of some length that it refused: no window has room for another one by then, and when
 //! that is acknowledged, QUIC knows what was lost before it. Of addresses and routes the system says itself
 //! when they change (`crate::addresses`).
 
@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use nix::libc;
 
+use super::transmit::BARE_ACK;
 use super::{Connection, Network, Path, Transmit};
 
 /// The least time between two looks for another way, where an address or a route is gone.
@@ -108,7 +109,13 @@ impl Connection {
         let start = bytes.len().saturating_sub(1) / segment * segment;
         let length = bytes.len() - start;
         let last = Transmit { length, ..*train };
-        self.refusals.last = Some((bytes[start..].to_vec(), last));
+        // While the peer is heard, it is answered: but an acknowledgement is not acknowledged.
+        let kept = self.refusals.last.as_ref().filter(|(bytes, kept)| {
+            (kept.from, kept.to) == (train.from, train.to) && bytes.len() > BARE_ACK
+        });
+        if length > BARE_ACK || kept.is_none() {
+            self.refusals.last = Some((bytes[start..].to_vec(), last));
+        }
     }
 
     /// Tries the last packet that was refused again, if it is time to and it still goes the same way.

@@ -226,10 +226,12 @@ impl<E: Events> Driver<E> {
             // A train of packets over the interface's MTU is EINVAL.
             self.socket.renew();
         }
-        match self.with(key, |connection| connection.route_wanted(now)) {
-            Some(Some(RouteWanted::Instead(path))) => self.reroute(key, path),
-            Some(Some(RouteWanted::To(peer))) => self.look_at(key, peer, now),
-            _ => {}
+        let wanted = self.with(key, |connection| connection.routes_wanted(now));
+        for route in wanted.into_iter().flatten() {
+            match route {
+                RouteWanted::Instead(path) => self.reroute(key, path),
+                RouteWanted::To(peer) => self.look_at(key, peer, now),
+            }
         }
         let entry = &self.entries[key];
         let served = entry

@@ -313,3 +313,86 @@ fn an_idle_connection_ends_where_that_is_asked_for() {
     assert_eq!(pair.client.closed, Some(CloseReason::IdleTimeout));
     assert_eq!(pair.server.closed, Some(CloseReason::IdleTimeout));
 }
+
+/// What the event thread does for a connection whose packets the system has no room for. Says when it would
+/// come by again.
+fn blocked_turn(side: &mut Side, now: Instant) -> Option<Instant> {
+    side.work(now);
+    let sent = side.connection.send(&mut side.train, now, &NoRoom);
+    assert_eq!(sent, Sent::Blocked);
+    side.connection.deadline()
+}
+
+struct NoRoom;
+
+impl Network for NoRoom {
+    fn max_segments(&self) -> usize {
+        64
+    }
+
+    fn send(&self, _: &[u8], _: &Transmit) -> std::io::Result<()> {
+        Err(std::io::ErrorKind::WouldBlock.into())
+    }
+}
+
+/// A connection that has ended is put away though its last packet never left; until then nothing is due
+/// that is not done.
+#[test]
+fn an_end_that_cannot_be_sent_ends() {
+    let mut pair = Pair::connected(&limits());
+    let now = pair.now();
+    let client = &mut pair.client;
+    client.connection.hang_up(code::NO_ERROR, "enough");
+    blocked_turn(client, now);
+    // quiche's own timer runs on the clock.
+    while !client.connection.quic.is_closed() {
+        std::thread::sleep(Duration::from_millis(1));
+        blocked_turn(client, Instant::now());
+    }
+    for ms in [0, 1_000, 2_900] {
+        let now = now + Duration::from_millis(ms);
+        let due = blocked_turn(client, now);
+        assert!(!client.connection.is_over());
+        assert!(due.is_some_and(|due| due > now), "{ms}: {due:?}");
+    }
+    blocked_turn(client, now + Duration::from_secs(4));
+    assert!(client.connection.is_over());
+}
+
+/// The same of one that has lost its only path: what was due there is due no more.
+#[test]
+fn an_end_without_a_path_waits_for_nothing() {
+    let mut pair = Pair::connected(&limits());
+    pair.net.cut = true;
+    pair.client.send_data(&packets(1, &[1_000]));
+    pair.until("nothing is heard", |pair| !pair.client.silent.is_empty());
+    let quic = &mut pair.client.connection.quic;
+    quic.probe_path(CLIENT, SERVER).unwrap();
+    pair.until("nobody has answered", |pair| pair.client.ended().is_some());
+    assert!(
+        pair.client
+            .connection
+            .quic
+            .path_stats()
+            .all(|path| !path.active)
+    );
+    let now = pair.now();
+    let client = &mut pair.client;
+    let (to, from) = (SERVER, CLIENT);
+    let (length, segment) = (1, 1);
+    let transmit = Transmit {
+        to,
+        from,
+        length,
+        segment,
+    };
+    client.connection.unsent = Some((vec![0], transmit));
+    for ms in [0, 1_000, 2_900] {
+        let now = now + Duration::from_millis(ms);
+        let due = blocked_turn(client, now);
+        assert!(!client.connection.is_over());
+        assert!(due.is_some_and(|due| due > now), "{ms}: {due:?}");
+    }
+    blocked_turn(client, now + Duration::from_secs(4));
+    assert!(client.connection.is_over());
+}

@@ -83,14 +83,16 @@ impl Roaming {
                 flying.push((Path { local, ..path }, datagram));
             }
             // What the event thread does.
-            match side.connection.route_wanted(now) {
-                Some(RouteWanted::Instead(path)) if path.local != own => {
-                    side.connection.move_to(own, now);
+            for wanted in side.connection.routes_wanted(now) {
+                match wanted {
+                    RouteWanted::Instead(path) if path.local != own => {
+                        side.connection.move_to(own, now);
+                    }
+                    RouteWanted::To(peer) => {
+                        side.connection.look_at(Path { local: own, peer }, now);
+                    }
+                    _ => {}
                 }
-                Some(RouteWanted::To(peer)) => {
-                    side.connection.look_at(Path { local: own, peer }, now);
-                }
-                _ => {}
             }
         }
         let moved = !flying.is_empty();
@@ -281,6 +283,25 @@ fn discovery_alone_moves_nothing() {
     roaming.pair.ahead += Duration::from_secs(2);
     roaming.settle();
     assert_eq!(roaming.pair.client.moves, []);
+}
+
+/// The system has refused to send, and discovery says where the peer is: the one is not forgotten over the
+/// other, which may come to nothing.
+#[test]
+fn two_ways_are_wanted_at_once() {
+    let mut pair = Pair::connected(&limits());
+    let elsewhere = address(11, SERVER.port());
+    let now = pair.now();
+    let client = &mut pair.client.connection;
+    let error = std::io::ErrorKind::NetworkUnreachable.into();
+    client.refused(&error, SERVER, now);
+    client.command(ConnectionCommand::Seek(elsewhere), now);
+    let later = now + Duration::from_secs(1);
+    let wanted: Vec<_> = client.routes_wanted(later).collect();
+    let (local, peer) = (CLIENT, SERVER);
+    let instead = RouteWanted::Instead(Path { local, peer });
+    assert_eq!(wanted, [instead, RouteWanted::To(elsewhere)]);
+    assert_eq!(client.routes_wanted(later).count(), 0);
 }
 
 /// And comes back to the one it had.

@@ -146,3 +146,61 @@ fn packets_for_two_addresses_do_not_share_a_train() {
         }
     }
 }
+
+/// A firewall before the socket.
+#[derive(Default)]
+struct Firewall {
+    open: bool,
+    /// What was refused, and what was let through.
+    refused: Mutex<Vec<Vec<u8>>>,
+    sent: Mutex<Vec<Vec<u8>>>,
+}
+
+impl Network for Firewall {
+    fn max_segments(&self) -> usize {
+        1
+    }
+
+    fn send(&self, bytes: &[u8], _: &Transmit) -> std::io::Result<()> {
+        if self.open {
+            self.sent.lock().push(bytes.to_vec());
+            return Ok(());
+        }
+        self.refused.lock().push(bytes.to_vec());
+        Err(std::io::ErrorKind::PermissionDenied.into())
+    }
+}
+
+/// What is refused last is often an acknowledgement, which nobody would acknowledge: something else goes
+/// first when the system is willing again, or everything waits for a probe time-out that has doubled.
+#[test]
+fn what_is_tried_again_is_answered() {
+    let mut pair = Pair::connected(&limits());
+    let now = pair.now();
+    let mut firewall = Firewall::default();
+    let (client, server) = (&mut pair.client, &mut pair.server);
+    client.send_data(&packets(1, &[500]));
+    client.work(now);
+    client.connection.send(&mut client.train, now, &firewall);
+    server.send_data(&packets(2, &[2_000]));
+    server.work(now);
+    for (mut datagram, _) in server.datagrams() {
+        client.connection.receive(&mut datagram, SERVER, CLIENT);
+    }
+    client.work(now);
+    client.connection.send(&mut client.train, now, &firewall);
+    let refused: Vec<_> = firewall.refused.lock().iter().map(Vec::len).collect();
+    assert!(
+        matches!(refused[..], [long, short] if long > 500 && short <= 64),
+        "{refused:?}"
+    );
+    firewall.open = true;
+    let later = now + Duration::from_secs(1);
+    assert_eq!(client.connection.routes_wanted(later).count(), 1);
+    client.connection.path_is_back();
+    client.connection.send(&mut client.train, later, &firewall);
+    let mut first = firewall.sent.lock().first().cloned().unwrap();
+    server.connection.receive(&mut first, CLIENT, SERVER);
+    server.work(later);
+    assert_eq!(server.packets.len(), 1);
+}
