@@ -389,16 +389,14 @@ new_identity(#state{node = ListenNode} = State) ->
 %% report.
 made_from(#state{trust = undefined} = State) ->
     erlang:phash2({first, own_name(State)});
-made_from(#state{trust = #{by := cookie} = Trust, node = ListenNode} = State) ->
+made_from(#state{trust = Trust, node = ListenNode} = State) ->
     case cookie(ListenNode) of
         {ok, Cookie} ->
             erlang:phash2({Cookie, own_name(State),
                            quic_dist_trust:stamp(Trust)});
         {error, no_cookie} ->
             undefined
-    end;
-made_from(#state{trust = Trust} = State) ->
-    erlang:phash2({own_name(State), quic_dist_trust:stamp(Trust)}).
+    end.
 
 own_name(#state{node = ListenNode}) ->
     case node() of

@@ -26,7 +26,7 @@
 -module(quic_dist_nif).
 
 -export([load/0,
-         identity_new/3, identity_files/3,
+         identity_new/3, identity_files/4,
          endpoint_open/3, endpoint_close/1, endpoint_set_identity/2,
          endpoint_info/1,
          connect/5, peer_is/2, peer_certificate/1, set_owner/2, set_input/2,
@@ -44,7 +44,7 @@
 -export([file_open/1, file_close/1, stream_send_file/6,
          hash_new/0, hash_file/4, hash_value/1]).
 
--nifs([identity_new/3, identity_files/3,
+-nifs([identity_new/3, identity_files/4,
        endpoint_open/3, endpoint_close/1, endpoint_set_identity/2,
        endpoint_info/1,
        connect/5, peer_is/2, peer_certificate/1, set_owner/2, set_input/2,
@@ -96,11 +96,13 @@ identity_new(_Cookie, _Name, _TrustEverybody) ->
     ?NOT_LOADED.
 
 %% @doc An identity from files, one set for each role, and what peers will not
-%% like about it. Files are read here: keys never lie in the VM's memory.
--spec identity_files(Name :: binary(), Client :: map(), Server :: map()) ->
+%% like about it. Files are read here: keys never lie in the VM's memory. The
+%% cookie is for the keys of session tickets.
+-spec identity_files(Cookie :: binary(), Name :: binary(), Client :: map(),
+                     Server :: map()) ->
           {ok, identity(), [binary()]}
         | {error, {identity, binary()} | {bad_option, atom()}}.
-identity_files(_Name, _Client, _Server) ->
+identity_files(_Cookie, _Name, _Client, _Server) ->
     ?NOT_LOADED.
 
 %% @doc Opens a UDP socket and starts its event thread. The endpoint closes

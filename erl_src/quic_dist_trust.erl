@@ -356,14 +356,20 @@ identity(#{by := cookie, client := #{verify := Verify}}, Cookie, Name) ->
         {error, _} = Error ->
             Error
     end;
-identity(#{by := files, client := Client, server := Server}, _Cookie, Name) ->
-    case quic_dist_nif:identity_files(Name, files(Client), files(Server)) of
-        {ok, Identity, Complaints} ->
-            {ok, Identity, [no_verification()
-                            || lists:member(verify_none,
-                                            [maps:get(verify, Client),
-                                             maps:get(verify, Server)])]
-             ++ Complaints};
+identity(#{by := files, client := Client, server := Server}, Cookie, Name) ->
+    case Cookie() of
+        {ok, Text} ->
+            case quic_dist_nif:identity_files(Text, Name, files(Client),
+                                              files(Server)) of
+                {ok, Identity, Complaints} ->
+                    {ok, Identity, [no_verification()
+                                    || lists:member(verify_none,
+                                                    [maps:get(verify, Client),
+                                                     maps:get(verify, Server)])]
+                     ++ Complaints};
+                {error, _} = Error ->
+                    Error
+            end;
         {error, _} = Error ->
             Error
     end.

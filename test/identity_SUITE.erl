@@ -36,28 +36,41 @@ resumed(_Config) ->
     [true = ?LIB:call(N, erlang, set_cookie, [qdt_another_cookie_1234]) || N <- [A, B]],
     ok = renewed_identity([A, B]),
     [false, true] = [meet(A, B) || _ <- [1, 2]],
-    %% So does a node that was killed.
-    kill_and_restart(A, B),
-    ok.
+    %% A node that was killed reads its own tickets, and has lost those of others.
+    Again = kill_and_restart(A, B, #{cookie => "qdt_another_cookie_1234"}),
+    [true, true] = [meet(A, Again) || _ <- [1, 2]],
+    [false, true] = [meet(Again, A) || _ <- [1, 2]],
+    %% One that lets anybody in is not the same any more, nor is it when it verifies again.
+    Careless = kill_and_restart(A, Again, #{cookie => "qdt_another_cookie_1234", args => ["-quic_dist_verify", "verify_none"]}),
+    [false, true] = [element(1, met(A, Careless)) || _ <- [1, 2]],
+    Careful = kill_and_restart(A, Careless, #{cookie => "qdt_another_cookie_1234"}),
+    [false, true] = [meet(A, Careful) || _ <- [1, 2]],
+    %% With another cookie, a node of the same name gets nowhere with what was kept.
+    Other = kill_and_restart(A, Careful, #{cookie => "qdt_third_cookie_567890"}),
+    refused(A, Other),
+    refused(Other, A).
 
-kill_and_restart(A, #{name := Name} = B) ->
+kill_and_restart(A, #{name := Name} = B, Options) ->
     ?LIB:kill(B),
     ?LIB:await_alone(A),
-    Again = ?LIB:start(#{name => Name, cookie => "qdt_another_cookie_1234"}),
-    [false, true] = [meet(A, Again) || _ <- [1, 2]].
+    ?LIB:start(Options#{name => Name}).
 
 %% Whether a session was resumed, as both see it; they are apart again afterwards.
 meet(A, B) ->
+    {Resumed, cookie, cookie} = met(A, B),
+    Resumed.
+
+%% With how either verified the other.
+met(A, B) ->
     ok = ?LIB:connect(A, B),
     %% the ticket has come when something that was sent after it has
     pong = ?LIB:call(A, net_adm, ping, [?LIB:node(B)]),
-    #{resumed := Resumed} = connection(A, B),
-    #{resumed := Resumed} = connection(B, A),
+    #{resumed := Resumed, verified := ByA, peer_name := PeerName} = connection(A, B),
+    #{resumed := Resumed, verified := ByB} = connection(B, A),
     NodeB = ?LIB:node(B),
-    #{peer_name := PeerName, verified := cookie} = connection(A, B),
     NodeB = binary_to_atom(PeerName),
     ok = ?LIB:disconnect(A, B),
-    Resumed.
+    {Resumed, ByA, ByB}.
 
 connection(A, B) ->
     Node = ?LIB:node(B),
@@ -129,6 +142,16 @@ certificate_files(Config) ->
     ok = ?LIB:connect(A, B),
     #{resumed := true, verified := certificate} = connection(B, A),
     [false = has_logged(N, "certificate") || N <- Nodes],
+    %% It is killed and started again, with the same files: its key and the cookie together are what reads its tickets.
+    Again = kill_and_restart(A, B, #{args => ["-quic_dist_optfile", file(Config, maps:get(name, B) ++ ".opt")]}),
+    ok = ?LIB:connect(A, Again),
+    pong = ?LIB:call(A, net_adm, ping, [?LIB:node(Again)]),
+    #{resumed := true, verified := certificate} = connection(Again, A),
+    ok = ?LIB:disconnect(A, Again),
+    [true = ?LIB:call(N, erlang, set_cookie, [qdt_another_cookie_1234]) || N <- [A, Again]],
+    ok = renewed_identity([A, Again]),
+    ok = ?LIB:connect(A, Again),
+    #{resumed := false, verified := certificate} = connection(Again, A),
     %% A node with the cookie and no certificate of the authority's is a stranger.
     X = ?LIB:start(#{tag => "x"}),
     refused(X, A),

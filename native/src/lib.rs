@@ -76,7 +76,13 @@ fn identity_new<'a>(env: Env<'a>, cookie: Binary, name: Binary, trust_everybody:
 }
 
 #[rustler::nif(schedule = "DirtyIo")]
-fn identity_files<'a>(env: Env<'a>, name: Binary, client: Term<'a>, server: Term<'a>) -> Term<'a> {
+fn identity_files<'a>(
+    env: Env<'a>,
+    cookie: Binary,
+    name: Binary,
+    client: Term<'a>,
+    server: Term<'a>,
+) -> Term<'a> {
     let files = options::side(client).and_then(|client| {
         let server = options::side(server)?;
         Ok(Files { client, server })
@@ -86,7 +92,7 @@ fn identity_files<'a>(env: Env<'a>, name: Binary, client: Term<'a>, server: Term
         Err(name) => return env.error_tuple((atoms::bad_option(), name)),
     };
     let name = String::from_utf8_lossy(name.as_slice());
-    match NodeIdentity::read(&files, &name) {
+    match NodeIdentity::read(&files, cookie.as_slice(), &name) {
         Ok(identity) => {
             let complaints: Vec<Term> = identity
                 .complaints(SystemTime::now())

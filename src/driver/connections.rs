@@ -3,9 +3,7 @@
 
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Instant;
-
-use zeroize::Zeroizing;
+use std::time::{Instant, SystemTime};
 
 use super::{ConnectionId, Driver, Entry, bump};
 use crate::close::CloseReason;
@@ -13,13 +11,9 @@ use crate::config;
 use crate::connection::{Connection, Happening, Quic, RouteWanted, Sent};
 use crate::event::{Event, Events};
 use crate::handle::{Handle, Id, Shared};
-use crate::identity::NodeIdentity;
+use crate::identity::{NodeIdentity, epoch};
 use crate::layout::Role;
 use crate::table::random_id;
-
-/// A name, a key for AES and one for HMAC, of 16 bytes each (BoringSSL's
-/// `SSL_CTX_set_tlsext_ticket_keys`).
-const TICKET_KEY_BYTES: usize = 48;
 
 impl<E: Events> Driver<E> {
     /// Does something with a connection that nobody else works on meanwhile.
@@ -82,7 +76,7 @@ impl<E: Events> Driver<E> {
             return None;
         }
         let scid = random_id().ok()?;
-        self.renew_ticket_key(Instant::now());
+        self.renew_ticket_key(SystemTime::now());
         let config = &mut self.server;
         let accepted = match &original {
             None => quiche::accept_with_buf_factory(&scid, None, to, from, config),
@@ -119,17 +113,17 @@ impl<E: Events> Driver<E> {
     /// What was sealed with a key is good for nothing once that is gone: so no ticket is accepted
     /// that is older than `session_lifetime`, and what a resumed handshake gives does not reach
     /// further than the first did.
-    fn renew_ticket_key(&mut self, now: Instant) {
-        if self.limits.session_lifetime.is_zero() || now < self.ticket_key_until {
+    fn renew_ticket_key(&mut self, now: SystemTime) {
+        let lifetime = self.limits.session_lifetime;
+        let epoch = epoch(now, lifetime);
+        if lifetime.is_zero() || self.ticket_epoch == Some(epoch) {
             return;
         }
-        let mut key = Zeroizing::new([0; TICKET_KEY_BYTES]);
-        let set = boring::rand::rand_bytes(&mut key[..]).is_ok()
-            && self.server.set_ticket_key(&key[..]).is_ok();
-        if set {
-            self.ticket_key_until = now + self.limits.session_lifetime;
-        } else {
-            log::error!("the key of the TLS session tickets cannot be replaced");
+        match self.tickets.key(lifetime, epoch) {
+            Ok(key) if self.server.set_ticket_key(&key[..]).is_ok() => {
+                self.ticket_epoch = Some(epoch);
+            }
+            _ => log::error!("the key of the TLS session tickets cannot be replaced"),
         }
     }
 

@@ -26,7 +26,7 @@ use crate::connection::{Connection, Train};
 use crate::endpoint::{CommandSender, Counters, EndpointCommand, OpenError};
 use crate::event::{Event, Events};
 use crate::handle::{Command, Handle, Id};
-use crate::identity::{NodeIdentity, Verified};
+use crate::identity::{NodeIdentity, Tickets, Verified};
 use crate::layout::Role;
 use crate::sessions::Sessions;
 use crate::socket::{Batch, Socket};
@@ -78,8 +78,9 @@ pub(crate) struct Driver<E: Events> {
     identity: u64,
     /// How peers are verified that are dialled, and that dial.
     verified: (Verified, Verified),
-    /// When the key that the server's tickets are sealed with is replaced.
-    ticket_key_until: Instant,
+    tickets: Tickets,
+    /// The epoch of the key that the server's tickets are sealed with.
+    ticket_epoch: Option<u64>,
     entries: Slab<Entry<E>>,
     by_id: HashMap<Id, usize>,
     table: Table,
@@ -133,8 +134,9 @@ impl<E: Events> Driver<E> {
             sessions: Sessions::default(),
             identity: 0,
             verified: verified(identity),
+            tickets: identity.tickets()?,
             // Before the first ticket: BoringSSL's own key would be replaced when it likes.
-            ticket_key_until: Instant::now(),
+            ticket_epoch: None,
             entries: Slab::new(),
             by_id: HashMap::new(),
             table: Table::default(),
@@ -312,14 +314,16 @@ impl<E: Events> Driver<E> {
                 }
             },
             EndpointCommand::SetIdentity(identity) => {
-                match configurations(&self.limits, &identity) {
-                    Ok((client, server)) => {
+                let configurations = configurations(&self.limits, &identity);
+                match configurations.and_then(|all| Ok((all, identity.tickets()?))) {
+                    Ok(((client, server), tickets)) => {
                         self.client = client;
                         self.server = server;
+                        self.tickets = tickets;
+                        self.ticket_epoch = None;
                         self.identity += 1;
                         self.verified = verified(&identity);
                         self.sessions = Sessions::default();
-                        self.ticket_key_until = Instant::now();
                     }
                     Err(error) => log::error!("the new identity cannot be used: {error}"),
                 }

@@ -23,6 +23,7 @@ use boring::x509::{X509, X509Builder, X509Name};
 
 use zeroize::Zeroizing;
 
+use super::tickets::Secret;
 use super::{During, IdentityError, Validity, name};
 
 /// Keeps this derivation apart from every other use of the cookie, and this version of it from the
@@ -63,6 +64,7 @@ const X509_V3: i32 = 2;
 pub struct CookieAuthority {
     key: PKey<Private>,
     certificate: X509,
+    tickets: Secret,
 }
 
 impl CookieAuthority {
@@ -89,7 +91,20 @@ impl CookieAuthority {
         .during("scrypt")?;
         let key = key_from_seed(&seed).during("authority key")?;
         let certificate = self_signed(&key).during("authority certificate")?;
-        Ok(Self { key, certificate })
+        Ok(Self {
+            key,
+            certificate,
+            tickets: Secret::of_cookie(&seed[..]).during("ticket key")?,
+        })
+    }
+
+    /// What the keys of session tickets are derived from.
+    pub(super) fn ticket_secret(&self) -> &Secret {
+        &self.tickets
+    }
+
+    pub(super) fn public_key(&self) -> Result<Vec<u8>, IdentityError> {
+        self.key.public_key_to_der().during("authority key")
     }
 
     pub(super) fn certificate(&self) -> &X509 {

@@ -18,6 +18,7 @@ use zeroize::Zeroizing;
 
 use crate::layout::Role;
 
+use super::tickets::Secret;
 use super::{
     Demanded, During, IdentityError, NodeIdentity, PeerCertificate, Shown, Side, Verified,
 };
@@ -114,14 +115,21 @@ impl<T> In<T> for Result<T, What> {
 }
 
 impl NodeIdentity {
-    /// Reads the files. What is wrong is found here and not in a handshake.
-    pub fn read(files: &Files, node_name: &str) -> Result<Self, IdentityError> {
+    /// Reads the files. What is wrong is found here and not in a handshake. The cookie has to do
+    /// with session tickets alone: see [`Tickets`](super::Tickets).
+    pub fn read(files: &Files, cookie: &[u8], node_name: &str) -> Result<Self, IdentityError> {
+        let server = side(&files.server)?;
+        let tickets = match &server.shown {
+            Some(shown) => Secret::of_key(&shown.key, cookie),
+            None => Secret::random(),
+        };
         let identity = NodeIdentity {
             name: node_name.to_owned(),
             client: side(&files.client)?,
-            server: side(&files.server)?,
+            server,
             by: Verified::Certificate,
             not_after: 0,
+            tickets: tickets.during("ticket key")?,
         };
         identity.client_context()?;
         identity.server_context()?;
@@ -174,7 +182,11 @@ fn side(files: &SideFiles) -> Result<Side, IdentityError> {
         Some(path) => Some(demanded(path, files)?),
         None => None,
     };
-    Ok(Side { shown, demanded })
+    Ok(Side {
+        shown,
+        demanded,
+        of_cookie: None,
+    })
 }
 
 fn shown(path: &Path, files: &SideFiles) -> Result<Shown, IdentityError> {

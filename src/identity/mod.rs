@@ -4,7 +4,8 @@
 //! same certificate authority from it ([`CookieAuthority`]), mints itself a key and a certificate
 //! at boot ([`NodeIdentity::mint`]), drops the authority, and from then on trusts what that
 //! authority signed and nothing else, whether it dials or is dialled. A node with another cookie
-//! fails in the TLS handshake.
+//! fails in the TLS handshake. The keys of its session tickets come from the same secret
+//! ([`Tickets`]), so that it can read them when it has been started again.
 //!
 //! # What this proves, and what it does not
 //!
@@ -31,6 +32,7 @@ mod files;
 mod name;
 #[cfg(test)]
 mod tests;
+mod tickets;
 
 use std::error::Error;
 use std::fmt;
@@ -52,6 +54,10 @@ use crate::layout::Role;
 pub use authority::CookieAuthority;
 pub use certificate::PeerCertificate;
 pub use files::{FileError, Files, SideFiles};
+pub use tickets::Tickets;
+pub(crate) use tickets::epoch;
+
+use tickets::Secret;
 
 /// How far before its making a certificate is already valid.
 ///
@@ -185,12 +191,14 @@ struct Side {
     /// A client that is not verified need not show anything.
     shown: Option<Shown>,
     demanded: Option<Demanded>,
+    /// The public key of the cookie's authority, if that signed what is shown, and is demanded.
+    of_cookie: Option<Vec<u8>>,
 }
 
 /// A node's own keys and certificates, and the authorities it trusts.
 ///
-/// The cookie's authority's private key is not in here: once the certificate is signed, a running
-/// node has no use for it. The node's own keys live in memory of BoringSSL's, which overwrites all
+/// The cookie's authority's private key is not in here, nor can it be had from what is: once the
+/// certificate is signed, a running node has no use for it. The node's own keys live in memory of BoringSSL's, which overwrites all
 /// it frees (`OPENSSL_free` cleanses).
 pub struct NodeIdentity {
     name: String,
@@ -198,6 +206,7 @@ pub struct NodeIdentity {
     server: Side,
     by: Verified,
     not_after: i64,
+    tickets: Secret,
 }
 
 impl NodeIdentity {
@@ -230,6 +239,7 @@ impl NodeIdentity {
                 // does not read it on a trust anchor.
                 depth: 0,
             }),
+            of_cookie: Some(authority.public_key()?),
         };
         Ok(Self {
             name: node_name.to_owned(),
@@ -237,6 +247,7 @@ impl NodeIdentity {
             server: side,
             by: Verified::Cookie,
             not_after: validity.not_after,
+            tickets: authority.ticket_secret().clone(),
         })
     }
 
@@ -275,6 +286,12 @@ impl NodeIdentity {
     pub fn certificate(&self, role: Role) -> Option<PeerCertificate> {
         let shown = self.side(role).shown.as_ref()?;
         PeerCertificate::read(&shown.certificate.to_der().ok()?)
+    }
+
+    /// The keys for the session tickets that it gives where it is dialled.
+    pub fn tickets(&self) -> Result<Tickets, IdentityError> {
+        let whose = self.server.digest().during("own certificate")?;
+        Tickets::new(&self.tickets, &self.name, &whose).during("ticket key")
     }
 
     fn side(&self, role: Role) -> &Side {
@@ -318,7 +335,7 @@ impl Side {
         }
         context.set_cert_store_builder(store);
         // A session is resumed by the identity that made it, and by no other: a changed cookie or
-        // certificate begins anew, even if a ticket's key were the same.
+        // certificate begins anew, and so does a node that verifies otherwise than it did.
         if let Some(shown) = &self.shown {
             shown.put(&mut context).during("own certificate")?;
         }
@@ -331,20 +348,42 @@ impl Side {
 }
 
 impl Side {
+    /// What a session stays bound to, also when the node starts again. With a cookie the node's own
+    /// certificate is new then, and only says once more what the authority says.
     fn digest(&self) -> Result<[u8; 32], ErrorStack> {
-        let mut hasher = Sha256::new();
-        if let Some(shown) = &self.shown {
-            hasher.update(&shown.certificate.to_der()?);
+        let mut hasher = Parts(Sha256::new());
+        if let Some(authority) = &self.of_cookie {
+            hasher.part(b"cookie", authority);
+        } else if let Some(shown) = &self.shown {
+            hasher.part(b"shown", &shown.certificate.to_der()?);
         }
-        if let Some(demanded) = &self.demanded {
+        let Some(demanded) = &self.demanded else {
+            hasher.part(b"nothing is demanded", &[]);
+            return Ok(hasher.0.finish());
+        };
+        hasher.part(b"depth", &demanded.depth.to_be_bytes());
+        if self.of_cookie.is_none() {
             for authority in &demanded.authorities {
-                hasher.update(&authority.to_der()?);
-            }
-            if let Some((pem, _)) = &demanded.revoked {
-                hasher.update(pem);
+                hasher.part(b"authority", &authority.to_der()?);
             }
         }
-        Ok(hasher.finish())
+        if let Some((pem, chains)) = &demanded.revoked {
+            hasher.part(b"revoked", pem);
+            hasher.part(b"chains", &[u8::from(*chains)]);
+        }
+        Ok(hasher.0.finish())
+    }
+}
+
+/// Hashes parts so that each can be told from the next.
+struct Parts(Sha256);
+
+impl Parts {
+    fn part(&mut self, name: &[u8], value: &[u8]) {
+        for text in [name, value] {
+            self.0.update(&(text.len() as u64).to_be_bytes());
+            self.0.update(text);
+        }
     }
 }
 

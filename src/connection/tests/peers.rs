@@ -3,6 +3,8 @@
 use super::*;
 use crate::identity::Validity;
 
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// Two nodes that meet again and again: their TLS contexts stay.
 struct Meeting {
     client: quiche::Config,
@@ -11,9 +13,15 @@ struct Meeting {
 
 impl Meeting {
     fn new(client: &NodeIdentity, server: &NodeIdentity) -> Self {
+        Self::in_epoch(client, server, 1)
+    }
+
+    /// The server's tickets are sealed with the key of an epoch.
+    fn in_epoch(client: &NodeIdentity, server: &NodeIdentity, epoch: u64) -> Self {
         let config = |role, tls| config::quic(&limits(), role, tls).unwrap();
+        let key = server.tickets().unwrap().key(DAY, epoch).unwrap();
         let mut server = config(Role::Server, server.server_context().unwrap());
-        server.set_ticket_key(&[1; 48]).unwrap();
+        server.set_ticket_key(&key[..]).unwrap();
         Meeting {
             client: config(Role::Client, client.client_context().unwrap()),
             server,
@@ -33,7 +41,11 @@ impl Meeting {
 }
 
 fn mint(name: &str) -> NodeIdentity {
-    NodeIdentity::mint(&AUTHORITY, name).unwrap()
+    mint_of(&AUTHORITY, name)
+}
+
+fn mint_of(authority: &CookieAuthority, name: &str) -> NodeIdentity {
+    NodeIdentity::mint(authority, name).unwrap()
 }
 
 /// Whether both sides hold the connection for a resumed one; they are connected.
@@ -69,27 +81,73 @@ fn a_session_is_resumed_and_both_know_whom_they_meet() {
     third.until("it has arrived", |pair| pair.server.packets.len() == 1);
 }
 
-/// The server has another key for its tickets, as after a restart or with another identity.
+/// What a node started again has is a new key, a new certificate, and the old cookie.
 #[test]
-fn a_ticket_of_another_key_makes_a_full_handshake() {
-    let mut meeting = Meeting::new(&mint("a@host"), &mint("b@host"));
-    let first = meeting.dial("b@host", None);
-    meeting.server.set_ticket_key(&[2; 48]).unwrap();
-    let second = meeting.dial("b@host", first.client.session.as_ref());
-    assert!(!resumed(&second));
+fn a_ticket_is_good_for_the_node_when_it_has_been_started_again() {
+    let a = mint("a@host");
+    let mut before = Meeting::new(&a, &mint("b@host"));
+    let first = before.dial("b@host", None);
+    let again = mint_of(&CookieAuthority::derive(b"secret").unwrap(), "b@host");
+    let mut after = Meeting::new(&a, &again);
+    let mut second = after.dial("b@host", first.client.session.as_ref());
+    assert!(resumed(&second));
+    let expected = ["b@host", "a@host"].map(|name| Some(name.to_owned()));
+    assert_eq!(names(&second), expected);
+    second.client.send_data(&packets(1, &[200_000]));
+    second.until("it has arrived", |pair| pair.server.packets.len() == 1);
 }
 
-/// Even the server that has a copy of the key: the session is bound to the identity.
+/// A ticket ends with its epoch: those of the one before and, for a clock that was set back, of the
+/// one after are good for nothing, also when they came of a resumed handshake.
+#[test]
+fn a_ticket_of_another_epoch_makes_a_full_handshake() {
+    let (a, b) = (mint("a@host"), mint("b@host"));
+    let mut meeting = Meeting::in_epoch(&a, &b, 7);
+    let first = meeting.dial("b@host", None);
+    let second = meeting.dial("b@host", first.client.session.as_ref());
+    assert!(resumed(&second));
+    for epoch in [6, 8] {
+        let mut other = Meeting::in_epoch(&a, &b, epoch);
+        let third = other.dial("b@host", second.client.session.as_ref());
+        assert!(!resumed(&third));
+        assert!(resumed(
+            &other.dial("b@host", third.client.session.as_ref())
+        ));
+    }
+}
+
+/// The session is bound to the node's name and to what it demands of others.
 #[test]
 fn a_ticket_of_another_identity_makes_a_full_handshake() {
-    let (a, b) = (mint("a@host"), mint("b@host"));
-    let first = Meeting::new(&a, &b).dial("b@host", None);
-    let mut again = Meeting::new(&a, &mint("b@host"));
+    let a = mint("a@host");
+    let first = Meeting::new(&a, &mint("b@host")).dial("b@host", None);
+    let session = first.client.session.as_ref();
+    // By its name, which the client would go by.
+    let namesake = Meeting::new(&a, &mint("c@host")).dial("b@host", session);
+    let text = "the peer's certificate is that of c@host, not of b@host".to_owned();
+    let reason = CloseReason::Certificate { alert: 42, text };
+    assert_eq!(namesake.client.closed, Some(reason));
+    // A node that let everybody in, and now demands a certificate: what it gave to anybody is void.
+    let careless = mint("b@host").that_trusts_everybody();
+    let first = Meeting::new(&a, &careless).dial("b@host", None);
+    let mut careful = Meeting::new(&a, &mint("b@host"));
     assert!(!resumed(
-        &again.dial("b@host", first.client.session.as_ref())
+        &careful.dial("b@host", first.client.session.as_ref())
     ));
-    let mut same = Meeting::new(&a, &b);
-    assert!(resumed(&same.dial("b@host", first.client.session.as_ref())));
+}
+
+/// Even who has a copy of the ticket's key: the session names the context that made it.
+#[test]
+fn a_copy_of_the_key_is_not_enough() {
+    let (a, b) = (mint("a@host"), mint("b@host"));
+    let first = Meeting::new(&a, &b.that_trusts_everybody()).dial("b@host", None);
+    let key = mint("b@host").that_trusts_everybody();
+    let key = key.tickets().unwrap().key(DAY, 1).unwrap();
+    let mut careful = Meeting::new(&a, &mint("b@host"));
+    careful.server.set_ticket_key(&key[..]).unwrap();
+    assert!(!resumed(
+        &careful.dial("b@host", first.client.session.as_ref())
+    ));
 }
 
 /// Another cookie: neither the session nor the certificate helps.
