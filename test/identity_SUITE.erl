@@ -3,7 +3,7 @@
 -include_lib("common_test/include/ct.hrl").
 
 -export([all/0, suite/0, init_per_suite/1, end_per_suite/1, init_per_testcase/2, end_per_testcase/2]).
--export([resumed/1, not_with_another_cookie/1, cookies_apart/1, weak_cookies/1,
+-export([resumed/1, not_with_another_cookie/1, cookies_apart/1, cookie_for_one_node/1, weak_cookies/1,
          certificate_files/1, by_host/1, options_of_erlang_quic/1, options_of_ssl/1, flags/1, bad_options/1,
          another_nodes_certificate/1, says_another_name/1, revoked/1, out_of_time/1, renewed/1, verify_none/1,
          allowed/1, no_secret_is_shown/1]).
@@ -14,7 +14,7 @@
 suite() -> [{timetrap, {seconds, 60}}].
 
 all() ->
-    [resumed, not_with_another_cookie, cookies_apart, weak_cookies,
+    [resumed, not_with_another_cookie, cookies_apart, cookie_for_one_node, weak_cookies,
      certificate_files, by_host, options_of_erlang_quic, options_of_ssl, flags, bad_options,
      another_nodes_certificate, says_another_name, revoked, out_of_time, renewed, verify_none,
      allowed, no_secret_is_shown].
@@ -115,6 +115,48 @@ cookies_apart(_Config) ->
     ok = ?LIB:disconnect(A, B),
     ok = ?LIB:connect(A, C),
     refused(C, B).
+
+%% erlang:set_cookie/2, on inet_tcp and here. A node has one cookie for another, whichever of them dials; the cookie's authority has to be
+%% known before it is known who dials, so that only the node that has a cookie for the other can dial, and a cookie that is neither's own
+%% leads nowhere. With certificate files it is as on inet_tcp.
+cookie_for_one_node(Config) ->
+    Files = fun(Name) ->
+        #{cert := Cert, key := Key, ca := Ca} = files(Config, Name, leaf(Config, Name)),
+        ["-quic_dist_cert", Cert, "-quic_dist_key", Key, "-quic_dist_cacert", Ca]
+    end,
+    Tcp = one_node("inet_tcp", fun(_) -> [] end),
+    ct:log("inet_tcp: ~p", [Tcp]),
+    [{a_has_the_cookie_of_b, true, true}, {both_have_a_third, true, true}, {each_has_that_of_the_other, false, false}] = Tcp,
+    Tcp = one_node("quic", Files),
+    [{a_has_the_cookie_of_b, true, false}, {both_have_a_third, false, false}, {each_has_that_of_the_other, false, false}] =
+        one_node("quic", fun(_) -> [] end).
+
+%% Whether A can dial B, and B can dial A; nobody else of B's cluster is let in, and what was said both ways over the one connection
+%% arrives.
+one_node(Carrier, ToArgs) ->
+    Start = fun(Cookie) ->
+        Name = ?LIB:name("one"),
+        ?LIB:start(#{name => Name, carrier => Carrier, cookie => Cookie, args => ToArgs(Name)})
+    end,
+    [begin
+         [A, B, C] = [Start(Cookie) || Cookie <- ["qdt_cluster_of_a_78", "qdt_cluster_of_b_90", "qdt_cluster_of_b_90"]],
+         {NodeA, NodeB} = {?LIB:node(A), ?LIB:node(B)},
+         [true = ?LIB:call(H, erlang, set_cookie, [Other, Cookie])
+          || {H, Other, Cookie} <- [{A, NodeB, CookieOfA} || CookieOfA =/= none] ++ [{B, NodeA, CookieOfB} || CookieOfB =/= none]],
+         Results = [begin
+              Can = ?LIB:call(From, net_kernel, connect_node, [To]),
+              [begin
+                   ?LIB:await_connected(A, B),
+                   [pong = ?LIB:call(H, net_adm, ping, [Other]) || {H, Other} <- [{A, NodeB}, {B, NodeA}]],
+                   ok = ?LIB:disconnect(A, B)
+               end || Can],
+              Can
+          end || {From, To} <- [{A, NodeB}, {B, NodeA}]],
+         [refused(X, Y) || {X, Y} <- [{A, C}, {C, A}]],
+         list_to_tuple([What | Results])
+     end || {What, CookieOfA, CookieOfB} <- [{a_has_the_cookie_of_b, qdt_cluster_of_b_90, none},
+                                             {both_have_a_third, qdt_third_cookie_12, qdt_third_cookie_12},
+                                             {each_has_that_of_the_other, qdt_cluster_of_b_90, qdt_cluster_of_a_78}]].
 
 info_level() -> ["-kernel", "logger_level", "info"].
 
