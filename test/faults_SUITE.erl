@@ -1,9 +1,8 @@
 %% A matrix of faults between two nodes that talk both ways all the time. While the connection lives no message is lost, doubled or
-%% reordered; afterwards the nodes connect anew, and nothing is left behind. The suite writes a table: what was sent, what arrived, what it
-%% cost.
+%% reordered; afterwards the nodes connect anew, and nothing is left behind. The suite writes a table: what was sent, what arrived, when it
+%% was noticed, what it cost (docs/faults.md has one).
 %%
-%% Elsewhere: SIGKILL and SIGSTOP (lifecycle_SUITE), a path that turns one-way or stops for good (liveness_SUITE, relay_SUITE), an
-%% interface that goes down and up, and addresses (paths_SUITE).
+%% Elsewhere: an interface that goes down and up, and addresses (paths_SUITE).
 %%
 %%   QUIC_DIST_FAULTS=full         each fault lasts longer, and there are more of them
 %%   QUIC_DIST_FAULTS_TABLE=FILE   where the table goes, besides the suite's log
@@ -11,7 +10,7 @@
 -include_lib("common_test/include/ct.hrl").
 
 -export([all/0, suite/0, init_per_suite/1, end_per_suite/1, init_per_testcase/2, end_per_testcase/2]).
--export([bad_datagrams/1, path_stops/1, mtu_shrinks/1, black_hole/1, rate_drops/1, socket_errors/1, not_permitted/1, no_buffer_space/1,
+-export([connection_ends/1, bad_datagrams/1, path_stops/1, mtu_shrinks/1, black_hole/1, rate_drops/1, socket_errors/1, not_permitted/1, no_buffer_space/1,
          no_descriptors/1, disk_full/1,
          memory_pressure/1, clock_jumps/1, epmd_dies/1]).
 
@@ -24,14 +23,15 @@
 suite() -> [{timetrap, {seconds, seconds(60, 600)}}].
 
 all() ->
-    [bad_datagrams, path_stops, black_hole, no_descriptors, disk_full, memory_pressure, clock_jumps, epmd_dies] ++ in_namespaces().
+    [connection_ends, bad_datagrams, path_stops, black_hole, no_descriptors, disk_full, memory_pressure, clock_jumps, epmd_dies] ++ in_namespaces().
 
 in_namespaces() -> [mtu_shrinks, rate_drops, socket_errors, not_permitted, no_buffer_space].
 
 init_per_suite(Config) ->
     ?LIB:init_suite(Config),
     Table = filename:join(?config(priv_dir, Config), "faults.md"),
-    ok = file:write_file(Table, "| fault | messages, each way | longest pause, ms | packets lost, of sent | notes |\n| --- | --- | --- | --- | --- |\n"),
+    ok = file:write_file(Table, "| fault | messages, each way | longest pause, ms; or noticed after | packets lost, of sent | afterwards |\n"
+                                "| --- | --- | --- | --- | --- |\n"),
     [{table, Table} | Config].
 
 end_per_suite(Config) ->
@@ -68,6 +68,69 @@ seconds(Short, Full) ->
         false -> Short
     end.
 
+%%% What ends the connection
+
+%% It is noticed in time, and with the true reason: of a process that is gone the host tells who sends to it, of everything else the ticks do
+%% (net_ticktime is 4 s: 3 to 5 s after the last sign of life). What had arrived by then came in order, with no gap.
+connection_ends(Config) ->
+    [Killed, Stopped] = [begin
+        NameB = ?LIB:name(Tag),
+        [A, B] = ?LIB:start_all([#{tag => Tag, args => args(4)}, #{name => NameB, args => args(4)}]),
+        {A, B, none, talk(A, B)}
+    end || Tag <- ["killed", "stopped"]],
+    [Cut, OneWay] = relayed([{"cut", 4}, {"one_way", 4}]),
+    Gone = [{io, econnrefused}],
+    Ticks = [net_tick_timeout],
+    ended("SIGKILL of one node", Killed, fun({_, B, _, _}) -> ?LIB:kill(B) end, [{a, Gone, 3000}],
+          fun({_, #{name := Name}, _, _}) -> ?LIB:start(#{name => Name, args => args(4)}) end, Config),
+    ended("SIGSTOP of one node", Stopped, fun({_, B, _, _}) -> ?LIB:signal(B, "STOP") end, [{a, Ticks, 6000}],
+          fun({A, B, _, _}) ->
+              ?LIB:signal(B, "CONT"),
+              NodeA = ?LIB:node(A),
+              ?LIB:wait_until(given_up, fun() -> not lists:member(NodeA, ?LIB:call(B, erlang, nodes, [connected])) end, 10000),
+              B
+          end, Config),
+    Mended = fun({_, B, Relay, _}) -> quic_dist_relay:set(Relay, #{loss => 0.0}), B end,
+    ended("nothing gets through any more", Cut, fun({_, _, Relay, _}) -> quic_dist_relay:set(Relay, #{loss => 1.0}) end,
+          [{a, Ticks, 6000}, {b, Ticks, 6000}], Mended, Config),
+    %% B hears nothing, and goes. A learns it by its own ticks, for B's CONNECTION_CLOSE waits for room in a congestion window that is full of what
+    %% A has not acknowledged (quiche 0.30); B's probes were a sign of life until B's lingering (3 s) was over.
+    ended("nothing gets through from the node that dialled, any more", OneWay,
+          fun({_, _, Relay, _}) -> quic_dist_relay:set(Relay, #{loss => 1.0, lossy => to_server}) end,
+          [{a, [connection_closed | Ticks], 14000}, {b, Ticks, 6000}], Mended, Config).
+
+ended(Fault, {A, B, _, _} = Pair, Break, Watchers, Mend, Config) ->
+    Sides = [{case Side of a -> A; b -> B end, Reasons, Within} || {Side, Reasons, Within} <- Watchers],
+    Left = ?TALK:left(A),
+    At = erlang:monotonic_time(millisecond),
+    _ = Break(Pair),
+    Noticed = noticed([H || {H, _, _} <- Sides], At, #{}),
+    Heard = [?TALK:last(H) || {H, _, _} <- Sides],
+    Said = [?LIB:call(H, ?TALK, said, []) || {H, _, _} <- Sides],
+    [begin
+         {Fault, Ms, true} = {Fault, Ms, Ms =< Within},
+         {Fault, Reason, true} = {Fault, Reason, lists:member(Reason, Reasons)}
+     end || {{_, Reasons, Within}, {Ms, Reason}} <- lists:zip(Sides, Noticed)],
+    Again = Mend(Pair),
+    ?LIB:connect(A, Again),
+    pong = ?LIB:call(A, net_adm, ping, [?LIB:node(Again)]),
+    nothing_left([A], [Left]),
+    line("| ~ts | ~ts | ~ts | | the next connection works, nothing is left |~n",
+         [Fault, lists:join(" and ", [io_lib:format("~w said, ~w heard", [S, H]) || {S, H} <- lists:zip(Said, Heard)]),
+          lists:join(" and ", [io_lib:format("~w (`~p`)", [Ms, Reason]) || {Ms, Reason} <- Noticed])], Config).
+
+%% How long after At each has seen the other go, and why.
+noticed(Handles, At, Seen) ->
+    case [H || H <- Handles, not is_map_key(H, Seen)] of
+        [] ->
+            [maps:get(H, Seen) || H <- Handles];
+        Left ->
+            timer:sleep(10),
+            Events = [{H, Reason} || H <- Left, {nodedown, _, Reason} <- ?LIB:call(H, ?AGENT, node_events, [])],
+            Now = erlang:monotonic_time(millisecond),
+            noticed(Handles, At, maps:merge(Seen, maps:from_list([{H, {Now - At, Reason}} || {H, Reason} <- Events])))
+    end.
+
 %%% What happens to datagrams
 
 %% Several pairs of nodes at once, each with a network of its own.
@@ -82,7 +145,7 @@ bad_datagrams(Config) ->
     timer:sleep(seconds(4, 30) * 1000),
     [begin
          Stats = quic_dist_relay:stats(Relay),
-         finished(Name ++ io_lib:format(" (~w)", [maps:to_list(maps:filter(fun(_, N) -> N > 0 end, Stats))]), Longest, Pair, Config)
+         finished(Name ++ [" (", lists:join(", ", [io_lib:format("~w ~w", [N, What]) || {What, N} <- maps:to_list(Stats), N > 0]), ")"], Longest, Pair, Config)
      end || {{Name, _, Longest}, {_, _, Relay, _} = Pair} <- lists:zip(Faults, Pairs)].
 
 %% Nothing gets through. A probe time-out doubles (RFC 9002, section 6.2), so that the pause is at most twice as long as the fault, and a bit.
@@ -431,12 +494,19 @@ finished(Fault, Longest, {A, B, Relay, Talk}, Config) ->
     Left = [?TALK:left(H) || H <- [A, B]],
     ?LIB:disconnect(A, B),
     ?LIB:connect(A, B),
-    [?LIB:wait_until({nothing_left, Was}, fun() -> left_nothing(Was, ?TALK:left(H)) end, 10000) || {H, Was} <- lists:zip([A, B], Left)],
-    Line = io_lib:format("| ~ts | ~w and ~w | ~w and ~w | ~ts and ~ts | the next connection works, nothing is left |~n",
-                         [Fault | Said ++ Pauses ++ Lost]),
-    ok = file:write_file(?config(table, Config), unicode:characters_to_binary(Line), [append]),
-    ct:log("~ts", [Line]),
+    nothing_left([A, B], Left),
+    line("| ~ts | ~w and ~w | ~w and ~w | ~ts and ~ts | the next connection works, nothing is left |~n", [Fault | Said ++ Pauses ++ Lost], Config),
     [true = P =< Longest || P <- Pauses],
+    ok.
+
+line(Format, Values, Config) ->
+    Line = io_lib:format(Format, Values),
+    ok = file:write_file(?config(table, Config), unicode:characters_to_binary(Line), [append]),
+    ct:log("~ts", [Line]).
+
+%% Soon.
+nothing_left(Handles, Before) ->
+    [?LIB:wait_until({nothing_left, Was}, fun() -> left_nothing(Was, ?TALK:left(H)) end, 10000) || {H, Was} <- lists:zip(Handles, Before)],
     ok.
 
 left_nothing(#{threads := Threads, fds := Fds}, #{threads := ThreadsNow, fds := FdsNow}) ->

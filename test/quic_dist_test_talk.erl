@@ -2,7 +2,7 @@
 %% and in order, and for how long none does.
 -module(quic_dist_test_talk).
 
--export([start/2, start/3, pauses/1, go_on/2, resumed/1, finish/1, left/1]).
+-export([start/2, start/3, pauses/1, go_on/2, resumed/1, finish/1, last/1, left/1]).
 %% run on the nodes
 -export([listen/0, say/2, talker/4, listener/2, heard/0, said/0]).
 
@@ -66,6 +66,8 @@ finish(Talk) ->
          Said
      end || {From, To} <- Talk].
 
+%% The number of the last message that a side has heard, all before it in their order.
+-spec last(handle()) -> non_neg_integer().
 last(H) -> last(H, never).
 
 %% ... of so many.
