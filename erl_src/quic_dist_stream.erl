@@ -133,27 +133,37 @@ send_options(Bad, _Fin, _Wait) ->
 
 send_now(Conn, Id, Data, Fin) ->
     case iolist_size(Data) =< ?PIECE of
-        true -> quic_dist_nif:stream_send(Conn, Id, Data, Fin);
-        false -> quic_dist_nif:stream_send_large(Conn, Id, Data, Fin)
+        true -> quic_dist_nif:stream_send(Conn, Id, own(Data), Fin);
+        false -> quic_dist_nif:stream_send_large(Conn, Id, own(Data), Fin)
     end.
+
+%% The engine keeps a large binary as long as any of it is queued or under way;
+%% of a part of something larger it would keep all of that.
+own(Data) when is_binary(Data) ->
+    case binary:referenced_byte_size(Data) > 2 * byte_size(Data) of
+        true -> binary:copy(Data);
+        false -> Data
+    end;
+own(Data) ->
+    Data.
 
 %% In pieces, so that no scheduler is held up, and the queue holds no more than
 %% its mark and one piece.
 send_all(Conn, Id, Data, Fin, Deadline) ->
     case iolist_size(Data) =< ?PIECE of
-        true -> send_piece(Conn, Id, Data, Fin, Deadline);
+        true -> send_piece(Conn, Id, own(Data), Fin, Deadline);
         false -> send_pieces(Conn, Id, iolist_to_binary(Data), Fin, Deadline, 0)
     end.
 
 send_pieces(Conn, Id, Data, Fin, Deadline, Sent) ->
     case Data of
         <<Piece:?PIECE/binary, Rest/binary>> when Rest =/= <<>> ->
-            case send_piece(Conn, Id, Piece, false, Deadline) of
+            case send_piece(Conn, Id, own(Piece), false, Deadline) of
                 ok -> send_pieces(Conn, Id, Rest, Fin, Deadline, Sent + 1);
                 Error -> cut_short(Error, Data, Sent)
             end;
         _ ->
-            cut_short(send_piece(Conn, Id, Data, Fin, Deadline), Data, Sent)
+            cut_short(send_piece(Conn, Id, own(Data), Fin, Deadline), Data, Sent)
     end.
 
 cut_short({error, timeout}, Rest, Sent) when Sent > 0 ->

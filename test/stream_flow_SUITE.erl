@@ -3,7 +3,7 @@
 -include_lib("common_test/include/ct.hrl").
 
 -export([all/0, suite/0, init_per_suite/1, end_per_suite/1, init_per_testcase/2, end_per_testcase/2]).
--export([stopped_reader/1, stopped_readers_and_distribution/1, sending_waits/1, both_directions/1, limit/1, none_configured/1,
+-export([stopped_reader/1, stopped_readers_and_distribution/1, sending_waits/1, part_of_much/1, both_directions/1, limit/1, none_configured/1,
          ten_thousand/1, idle_memory/1, priorities/1, bad_network/1, datagrams/1, datagrams_lost/1]).
 
 -define(LIB, quic_dist_test_lib).
@@ -13,7 +13,7 @@
 suite() -> [{timetrap, {seconds, 120}}].
 
 all() ->
-    [stopped_reader, stopped_readers_and_distribution, sending_waits, both_directions, limit, none_configured, ten_thousand,
+    [stopped_reader, stopped_readers_and_distribution, sending_waits, part_of_much, both_directions, limit, none_configured, ten_thousand,
      idle_memory, priorities, bad_network, datagrams, datagrams_lost].
 
 init_per_suite(Config) -> ?LIB:init_suite(Config).
@@ -43,6 +43,31 @@ fill(S, Chunk, Sent, Full) ->
     end.
 
 %%% Back-pressure
+
+%% What is queued is kept by reference; of a part of something large, the part alone.
+part_of_much(_Config) ->
+    {A, _, _, NodeB} = ?S:pair(),
+    {Parts, Grown} = ?LIB:run(A, fun() ->
+        _ = ?S:acceptor(NodeB, [{active, false}]),
+        {ok, S} = quic_dist:open_stream(NodeB),
+        Before = erlang:memory(binary),
+        Parts = fill_with_parts(S, 0, 0),
+        {Parts, erlang:memory(binary) - Before}
+    end, 60000),
+    ct:log("~p parts, binaries have grown by ~p bytes", [Parts, Grown]),
+    true = Parts >= 8,
+    true = Grown < 32 * ?MIB.
+
+fill_with_parts(_, Parts, 3) -> Parts;
+fill_with_parts(S, Parts, Full) ->
+    {Pid, Ref} = spawn_monitor(fun() ->
+        <<_:1000/binary, Part:32768/binary, _/binary>> = binary:copy(<<1>>, 32 * ?MIB),
+        exit(quic_dist:send(S, Part, [nosuspend]))
+    end),
+    receive
+        {'DOWN', Ref, _, Pid, ok} -> fill_with_parts(S, Parts + 1, 0);
+        {'DOWN', Ref, _, Pid, {error, busy}} -> timer:sleep(200), fill_with_parts(S, Parts, Full + 1)
+    end.
 
 %% A gigabyte is on offer; what is taken is the window and the queues, and nobody's memory grows by more.
 stopped_reader(_Config) ->
