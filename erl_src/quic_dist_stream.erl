@@ -73,6 +73,8 @@
 
 %% What one call of the engine copies at most on an ordinary scheduler.
 -define(PIECE, 1048576).
+%% What it does not copy, from this size on (native/src/output.rs).
+-define(KEPT, 8192).
 %% What one recv may ask for.
 -define(MAX_RECV, 67108864).
 %% RFC 9000, section 16.
@@ -138,11 +140,14 @@ send_now(Conn, Id, Data, Fin) ->
     end.
 
 %% The engine keeps a large binary as long as any of it is queued or under way;
-%% of a part of something larger it would keep all of that.
-own(Data) when is_binary(Data) ->
-    case binary:referenced_byte_size(Data) > 2 * byte_size(Data) of
-        true -> binary:copy(Data);
-        false -> Data
+%% of a part of something larger it would keep all of that. What was received
+%% lies in the engine's memory: the VM knows nothing of its size (the size that
+%% it says is that of a reference), so it is taken for a part.
+own(Data) when is_binary(Data), byte_size(Data) >= ?KEPT ->
+    Size = byte_size(Data),
+    case binary:referenced_byte_size(Data) of
+        Whole when Whole >= Size, Whole =< 2 * Size -> Data;
+        _ -> binary:copy(Data)
     end;
 own(Data) ->
     Data.
