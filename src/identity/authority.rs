@@ -78,17 +78,7 @@ impl CookieAuthority {
         if cookie.is_empty() {
             return Err(IdentityError::EmptyCookie);
         }
-        let mut seed = Zeroizing::new([0; SEED_LEN]);
-        pkcs5::scrypt(
-            cookie,
-            SALT,
-            SCRYPT_N,
-            SCRYPT_R,
-            SCRYPT_P,
-            SCRYPT_MAX_MEMORY,
-            &mut seed[..],
-        )
-        .during("scrypt")?;
+        let seed = seed(cookie)?;
         let key = key_from_seed(&seed).during("authority key")?;
         let certificate = self_signed(&key).during("authority certificate")?;
         Ok(Self {
@@ -162,6 +152,22 @@ impl CookieAuthority {
         builder.sign(&self.key, MessageDigest::sha256())?;
         Ok(builder.build())
     }
+}
+
+/// What all that stands for a cookie is derived from. As slow as [`CookieAuthority::derive`].
+pub(super) fn seed(cookie: &[u8]) -> Result<Zeroizing<[u8; SEED_LEN]>, IdentityError> {
+    let mut seed = Zeroizing::new([0; SEED_LEN]);
+    pkcs5::scrypt(
+        cookie,
+        SALT,
+        SCRYPT_N,
+        SCRYPT_R,
+        SCRYPT_P,
+        SCRYPT_MAX_MEMORY,
+        &mut seed[..],
+    )
+    .during("scrypt")?;
+    Ok(seed)
 }
 
 impl fmt::Debug for CookieAuthority {

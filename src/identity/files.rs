@@ -21,6 +21,7 @@ use crate::layout::Role;
 use super::tickets::Secret;
 use super::{
     Demanded, During, IdentityError, NodeIdentity, PeerCertificate, Shown, Side, Verified,
+    authority,
 };
 
 /// The longest file that is read: bundles of all public authorities have 200 KB, the longest
@@ -116,11 +117,12 @@ impl<T> In<T> for Result<T, What> {
 
 impl NodeIdentity {
     /// Reads the files. What is wrong is found here and not in a handshake. The cookie has to do
-    /// with session tickets alone: see [`Tickets`](super::Tickets).
+    /// with session tickets alone: see [`Tickets`](super::Tickets). As slow as
+    /// [`CookieAuthority::derive`](super::CookieAuthority::derive), and for the same reason.
     pub fn read(files: &Files, cookie: &[u8], node_name: &str) -> Result<Self, IdentityError> {
         let server = side(&files.server)?;
         let tickets = match &server.shown {
-            Some(shown) => Secret::of_key(&shown.key, cookie),
+            Some(shown) => Secret::of_key(&shown.key, &authority::seed(cookie)?[..]),
             None => Secret::random(),
         };
         let identity = NodeIdentity {

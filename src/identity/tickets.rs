@@ -33,14 +33,15 @@ impl Secret {
         extract(OF_COOKIE, seed)
     }
 
-    /// Of the operator's key and the cookie. Not of the key alone: who has stolen one could else
-    /// dial its node as any other.
-    pub fn of_key(key: &PKey<Private>, cookie: &[u8]) -> Result<Self, ErrorStack> {
+    /// Of the operator's key and the cookie's seed. Not of the key alone: who has stolen one could
+    /// else dial its node as any other. Nor of the cookie itself: any ticket would tell the thief at
+    /// once whether he has guessed it.
+    pub fn of_key(key: &PKey<Private>, seed: &[u8]) -> Result<Self, ErrorStack> {
         let key = Zeroizing::new(key.private_key_to_der_pkcs8()?);
-        let mut both = Zeroizing::new(Vec::with_capacity(8 + key.len() + cookie.len()));
+        let mut both = Zeroizing::new(Vec::with_capacity(8 + key.len() + seed.len()));
         both.extend_from_slice(&(key.len() as u64).to_be_bytes());
         both.extend_from_slice(&key);
-        both.extend_from_slice(cookie);
+        both.extend_from_slice(seed);
         extract(OF_KEY, &both)
     }
 
@@ -115,6 +116,8 @@ fn expand(secret: &[u8; HASH], info: &[u8], into: &mut [u8]) -> Result<(), Error
 #[cfg(test)]
 mod tests {
     use super::*;
+    use boring::ec::{EcGroup, EcKey};
+    use boring::nid::Nid;
 
     fn bytes(hex: &str) -> Vec<u8> {
         let digits = |at: usize| u8::from_str_radix(&hex[at..at + 2], 16).unwrap();
@@ -143,6 +146,23 @@ mod tests {
         assert_eq!(epoch(at(2 * 86_400 - 1), day), 1);
         assert_eq!(epoch(UNIX_EPOCH - day, day), 0);
         assert_eq!(epoch(at(5), Duration::ZERO), 0);
+    }
+
+    #[test]
+    fn with_files_it_takes_the_key_and_the_cookie() {
+        let key = || {
+            let group = EcGroup::from_curve_name(Nid::X9_62_PRIME256V1).unwrap();
+            PKey::from_ec_key(EcKey::generate(&group).unwrap()).unwrap()
+        };
+        let of = |key: &PKey<Private>, seed: &[u8]| Secret::of_key(key, seed).unwrap().0;
+        let (ours, other) = (key(), key());
+        let pem = ours.private_key_to_pem_pkcs8().unwrap();
+        let again = PKey::private_key_from_pem(&pem).unwrap();
+        assert_eq!(of(&ours, b"seed"), of(&again, b"seed"));
+        assert_ne!(of(&ours, b"seed"), of(&ours, b"seeds"));
+        assert_ne!(of(&ours, b"seed"), of(&other, b"seed"));
+        let of_cookie = Secret::of_cookie(b"seed").unwrap().0;
+        assert_ne!(of(&ours, b"seed"), of_cookie);
     }
 
     #[test]
