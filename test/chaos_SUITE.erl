@@ -41,6 +41,7 @@ duration(Short, Full) ->
 %% B is killed and started again. Then it dials A, which may not have noticed yet; or A, which has, dials it. On QUIC A resumes the session
 %% that it had, and B, which lost what it had in its memory, cannot. The carriers take turns.
 reconnection(Config) ->
+    ok = ?LIB:not_at_midnight(100),
     Tls = tls(?config(priv_dir, Config)),
     Carriers = [{"quic", []}, {"inet_tcp", []}, {"inet_tls", ["-ssl_dist_optfile", Tls]}],
     Pairs = [begin

@@ -29,6 +29,7 @@ end_per_testcase(_Case, Config) -> ?LIB:end_case(Config).
 %%% Sessions
 
 resumed(_Config) ->
+    ok = ?LIB:not_at_midnight(30),
     [A, B] = ?LIB:start_all([#{tag => "a"}, #{tag => "b"}]),
     [false, true, true] = [meet(A, B) || _ <- [1, 2, 3]],
     %% The other way round it is the first time; a new cookie on both begins anew.
@@ -172,6 +173,7 @@ weak_cookies(_Config) ->
 
 %% A chain, an encrypted key, an option file, at boot; traffic both ways, and what info/0 says of it.
 certificate_files(Config) ->
+    ok = ?LIB:not_at_midnight(30),
     Middle = ?CA:authority("middle", ca(Config)),
     [A, B] = Nodes = start_certified(Config, [Middle, Middle], fun(Files) -> with_optfile(Config, Files, "a pass phrase") end),
     ok = ?LIB:connect(A, B),

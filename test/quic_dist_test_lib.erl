@@ -12,7 +12,7 @@
 -export([small_disk/2, no_disk/1]).
 -export([output/1, await_exit/2, name/1, node_args/1, carrier_args/0, carrier_args/1, ebin/0, cookie/0, erl/0]).
 -export([connect/2, await_connected/2, await_alone/1, await_mesh/1, disconnect/2]).
--export([wait_until/2, wait_until/3]).
+-export([wait_until/2, wait_until/3, not_at_midnight/1]).
 -export([threads/1, fds/1, rss/1, alive/1, free_port/0, fake_epmd_name/2]).
 
 -export_type([handle/0, options/0]).
@@ -423,6 +423,14 @@ disconnect(A, B) ->
     end.
 
 %%% Waiting
+
+%% Returns when midnight, UTC, is at least so many seconds away: then all keys of tickets change, and no session is resumed.
+-spec not_at_midnight(pos_integer()) -> ok.
+not_at_midnight(Seconds) ->
+    case 86400 - os:system_time(second) rem 86400 of
+        Left when Left < Seconds -> timer:sleep(1000 * (Left + 1));
+        _ -> ok
+    end.
 
 -spec wait_until(fun(() -> boolean()), timeout()) -> ok.
 wait_until(Fun, Timeout) -> wait_until(condition, Fun, Timeout).
