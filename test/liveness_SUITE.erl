@@ -85,7 +85,9 @@ full_load(_Config) ->
 flowed(Name, H, Seconds) ->
     {Large, Small} = ?LIB:call(H, ?MODULE, received, []),
     ct:log("~s, one way: ~.1f MiB/s in messages of 1 MiB, ~b messages/s of 100 bytes", [Name, Large / Seconds, round(Small / Seconds)]),
-    true = Large > 2 * Seconds andalso Small > 100 * Seconds.
+    Flowed = Large > 2 * Seconds andalso Small > 100 * Seconds,
+    Flowed orelse ct:log("~p", [?LIB:call(H, quic_dist, info, [])]),
+    true = Flowed.
 
 %%% Dead, as far as anybody can tell
 
