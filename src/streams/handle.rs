@@ -130,10 +130,10 @@ impl Handle {
             if stream.sending != Sending::Open {
                 return Err(StreamError::Closed);
             }
-            if stream.queue.len() >= high {
+            if stream.queued() >= high {
                 return Ok(Sent::Full);
             }
-            stream.queue.push(data);
+            stream.queue().push(data);
             if fin {
                 table.finish(id);
             } else {
@@ -171,7 +171,7 @@ impl Handle {
             if stream.sending != Sending::Open {
                 return Err(StreamError::Closed);
             }
-            stream.waiting = stream.queue.len() >= high;
+            stream.waiting = stream.queued() >= high;
             Ok(!stream.waiting)
         })?
     }
@@ -255,7 +255,7 @@ impl Handle {
             priority: stream.priority,
             received: stream.received,
             finished: stream.sending != Sending::Open,
-            queued: stream.queue.len(),
+            queued: stream.queued(),
         };
         table.streams.iter().map(info).collect()
     }

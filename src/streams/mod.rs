@@ -19,7 +19,6 @@ use parking_lot::Mutex;
 use crate::config::Limits;
 use crate::event::StreamEvent;
 use crate::layout::{Role, StreamKind};
-use crate::send_queue::SendQueue;
 use datagrams::Datagrams;
 pub use handle::{Sent, StreamError};
 use schedule::Schedule;
@@ -313,11 +312,11 @@ impl Streams {
         if !stream.wants_writing() || room == 0 {
             return None;
         }
-        match stream.queue.take(room) {
+        match stream.queue.as_mut().and_then(|queue| queue.take(room)) {
             Some(piece) => {
                 // An idle stream keeps no memory for what it may send.
-                if stream.queue.is_empty() {
-                    stream.queue = SendQueue::default();
+                if stream.queued() == 0 {
+                    stream.queue = None;
                 }
                 Some((piece, false))
             }
@@ -332,11 +331,11 @@ impl Streams {
         let stream = table.streams.get_mut(&id)?;
         match rest {
             None if end => stream.sending = Sending::Done,
-            Some(rest) if !end => stream.queue.put_back(rest),
+            Some(rest) if !end => stream.queue().put_back(rest),
             // What comes next is the end again.
             _ => {}
         }
-        if stream.waiting && stream.queue.len() <= low {
+        if stream.waiting && stream.queued() <= low {
             stream.waiting = false;
             return Some(StreamEvent::Room);
         }

@@ -31,7 +31,8 @@ pub(super) struct Stream {
     pub priority: u8,
     /// What quiche was told; nothing, before it knows the stream.
     pub told_priority: Option<u8>,
-    pub queue: SendQueue,
+    /// What waits for QUIC; most of the many streams that may be open have nothing.
+    pub queue: Option<Box<SendQueue>>,
     pub sending: Sending,
     /// The peer's end has been delivered, or there is no such side.
     pub received: bool,
@@ -62,7 +63,7 @@ impl Stream {
             uni: !(sends && receives),
             priority,
             told_priority: None,
-            queue: SendQueue::default(),
+            queue: None,
             sending: if sends { Sending::Open } else { Sending::Done },
             received: !receives,
             scheduled: false,
@@ -78,6 +79,15 @@ impl Stream {
         }
     }
 
+    /// How many bytes are queued.
+    pub fn queued(&self) -> usize {
+        self.queue.as_ref().map_or(0, |queue| queue.len())
+    }
+
+    pub fn queue(&mut self) -> &mut SendQueue {
+        self.queue.get_or_insert_default()
+    }
+
     /// Whether something can be read for a reader that wants it.
     pub fn wants_reading(&self) -> bool {
         self.demand.is_some()
@@ -88,7 +98,7 @@ impl Stream {
 
     /// Whether there is something to give to quiche.
     pub fn wants_writing(&self) -> bool {
-        !self.reset && (!self.queue.is_empty() || self.sending == Sending::Finishing)
+        !self.reset && (self.queued() > 0 || self.sending == Sending::Finishing)
     }
 
     /// How it is left.

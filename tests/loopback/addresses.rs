@@ -147,9 +147,7 @@ fn a_new_address_of_a_connection_gets_three_times_what_it_sent_at_most() {
     let mut raw = Raw::new(a.endpoint.local(), SECRET.client_context().unwrap());
     raw.handshake();
     let mut conn = a.accept();
-    raw.quic
-        .stream_send(0, b"\0\x02\x01\x04\0\x04name", false)
-        .unwrap();
+    raw.say_name();
     raw.until("its name is taken", |quic| quic.stats().acked_bytes > 0);
     assert_eq!(conn.control(), b"name");
     // It never reaches the node from where it was sent, and so is no copy.

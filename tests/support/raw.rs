@@ -82,6 +82,13 @@ impl Raw {
         self.until("the handshake is done", |quic| quic.is_established());
     }
 
+    /// Says hello, and "name" as the first handshake message.
+    pub fn say_name(&mut self) {
+        let said = b"\0\x02\x01\x04\0\x04name";
+        self.quic.stream_send(0, said, false).unwrap();
+        self.flush();
+    }
+
     /// Waits for CONNECTION_CLOSE: whether by the application, the code, the text.
     #[track_caller]
     pub fn told(&mut self) -> (bool, u64, String) {

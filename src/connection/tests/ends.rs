@@ -323,6 +323,19 @@ fn blocked_turn(side: &mut Side, now: Instant) -> Option<Instant> {
     side.connection.deadline()
 }
 
+/// It is kept for a while after its end, with nothing due that is not done, and then it is over.
+#[track_caller]
+fn is_put_away(side: &mut Side, now: Instant) {
+    for ms in [0, 1_000, 2_900] {
+        let now = now + Duration::from_millis(ms);
+        let due = blocked_turn(side, now);
+        assert!(!side.connection.is_over());
+        assert!(due.is_some_and(|due| due > now), "{ms}: {due:?}");
+    }
+    blocked_turn(side, now + Duration::from_secs(4));
+    assert!(side.connection.is_over());
+}
+
 struct NoRoom;
 
 impl Network for NoRoom {
@@ -349,14 +362,7 @@ fn an_end_that_cannot_be_sent_ends() {
         std::thread::sleep(Duration::from_millis(1));
         blocked_turn(client, Instant::now());
     }
-    for ms in [0, 1_000, 2_900] {
-        let now = now + Duration::from_millis(ms);
-        let due = blocked_turn(client, now);
-        assert!(!client.connection.is_over());
-        assert!(due.is_some_and(|due| due > now), "{ms}: {due:?}");
-    }
-    blocked_turn(client, now + Duration::from_secs(4));
-    assert!(client.connection.is_over());
+    is_put_away(client, now);
 }
 
 /// The same of one that has lost its only path: what was due there is due no more.
@@ -387,12 +393,5 @@ fn an_end_without_a_path_waits_for_nothing() {
         segment,
     };
     client.connection.unsent = Some((vec![0], transmit));
-    for ms in [0, 1_000, 2_900] {
-        let now = now + Duration::from_millis(ms);
-        let due = blocked_turn(client, now);
-        assert!(!client.connection.is_over());
-        assert!(due.is_some_and(|due| due > now), "{ms}: {due:?}");
-    }
-    blocked_turn(client, now + Duration::from_secs(4));
-    assert!(client.connection.is_over());
+    is_put_away(client, now);
 }
