@@ -6,7 +6,7 @@
 %% much to send is there first, and fills it anew. So that queue is never to be
 %% full for long: everything is taken out of it at once, and those whose messages
 %% fill it, messages that the VM cuts into fragments (of 64 KiB), are kept
-%% suspended until their own stream has little left to send. The others' messages
+%% suspended until their own stream has little left of what they sent. The others' messages
 %% go past, on streams of their own.
 %%
 %% Only who lets the VM suspend it is suspended here: within the last ten seconds it
@@ -145,7 +145,7 @@ pid({Id, Serial}) ->
 waiting(#senders{waiting = Waiting} = Senders) ->
     {Waiting, Senders#senders{waiting = [], full = false}}.
 
-%% @doc The engine says that this one's stream has little to send.
+%% @doc The engine says that little is left of what this one has sent.
 -spec low(process(), senders()) -> senders().
 low(Process, #senders{suspended = Suspended} = Senders) ->
     case maps:take(Process, Suspended) of
