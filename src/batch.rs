@@ -78,7 +78,8 @@ impl Batch {
     }
 
     /// This process is to be named ([`crate::Event::Low`]) when the stream that it was given has no more
-    /// than [`LOW`] to send of this batch and of what is before it: it waits for that.
+    /// than [`LOW`] to send of this batch and of what is before it: it waits for that. Of several batches
+    /// that say so of it while it waits, the last one counts.
     pub fn tell_when_low(&mut self, process: Process) {
         self.waiting.push(process);
     }

@@ -162,12 +162,14 @@ impl Connection {
     }
 
     /// These wait until their streams have little to send of what is queued now. What others send after
-    /// them does not count: who never waits would else make them wait without end.
+    /// them does not count: who never waits would else make them wait without end. Who waits already, and
+    /// has more queued by now, waits for that too.
     fn wait(&mut self, waiting: Vec<Process>) {
         for process in waiting {
             match self.outbound.router.stream_of(process) {
                 Some(stream) => {
                     let stream = &mut self.outbound.data[stream];
+                    stream.waiting.retain(|&(other, _)| other != process);
                     stream.waiting.push_back((process, stream.given));
                 }
                 // A fence has made all start anew.

@@ -105,9 +105,12 @@ fn who_waits_does_not_wait_for_what_others_send_after_it() {
     });
     pair.server.consumes = false;
     let process = Process { id: 7, serial: 0 };
-    let mut batch = Batch::from(frame(&vec![message(7, 100_000); 30]));
-    batch.tell_when_low(process);
-    pair.client.handle.send_data(batch).unwrap();
+    // The last word counts.
+    for _ in 0..2 {
+        let mut batch = Batch::from(frame(&vec![message(7, 100_000); 30]));
+        batch.tell_when_low(process);
+        pair.client.handle.send_data(batch).unwrap();
+    }
     let others = frame(&vec![message(8, 100_000); 30]);
     let sent = others.len();
     pair.client.handle.send_data(Batch::from(others)).unwrap();
@@ -118,4 +121,7 @@ fn who_waits_does_not_wait_for_what_others_send_after_it() {
     pair.until("it is told", |pair| !pair.client.low.is_empty());
     let queued = pair.client.queued();
     assert!(queued > sent, "{queued} were still queued");
+    assert!(queued <= sent + crate::batch::LOW, "{queued} were queued");
+    pair.until("all has arrived", |pair| pair.server.packets.len() == 90);
+    assert_eq!(pair.client.low, [process]);
 }
