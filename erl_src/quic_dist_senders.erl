@@ -6,7 +6,7 @@
 %% much to send is there first, and fills it anew. So that queue is never to be
 %% full for long: everything is taken out of it at once, and those whose messages
 %% fill it, messages that the VM cuts into fragments (of 64 KiB), are kept
-%% suspended until their own stream has little left to send. The others' messages
+%% suspended until their own stream has little left of what they sent. The others' messages
 %% go past, on streams of their own.
 %%
 %% Only who lets the VM suspend it is suspended here: within the last ten seconds it
@@ -44,7 +44,8 @@
                   messages = #{} :: #{Sequence :: non_neg_integer() => process()},
                   %% who has been seen suspended by the VM
                   seen = #{} :: #{process() => Until :: integer()},
-                  %% who has been suspended since waiting/1
+                  %% who has been suspended since waiting/1, or was and had sent
+                  %% what came out of the queue since
                   waiting = [] :: [process()],
                   suspended = #{} :: #{process() => pid()}}).
 
@@ -108,6 +109,13 @@ fragment(Process, Look, #senders{suspended = Suspended} = Senders)
         _ ->
             Senders
     end;
+fragment(Process, _Look, #senders{suspended = Suspended, waiting = Waiting} = Senders)
+  when is_map_key(Process, Suspended) ->
+    %% It had sent this before: until little is left of this, too, it waits.
+    case lists:member(Process, Waiting) of
+        true -> Senders;
+        false -> Senders#senders{waiting = [Process | Waiting]}
+    end;
 fragment(_Process, _Look, Senders) ->
     Senders.
 
@@ -139,13 +147,13 @@ pid({Id, Serial}) ->
     list_to_pid("<0." ++ integer_to_list(Id) ++ "." ++ integer_to_list(Serial)
                 ++ ">").
 
-%% @doc Who has been suspended since it was last asked: `quic_dist_nif:data_send/3'
-%% is to know with the packets.
+%% @doc Who waits for what has been taken out of the queue since it was last asked:
+%% `quic_dist_nif:data_send/3' is to know with the packets.
 -spec waiting(senders()) -> {[process()], senders()}.
 waiting(#senders{waiting = Waiting} = Senders) ->
     {Waiting, Senders#senders{waiting = [], full = false}}.
 
-%% @doc The engine says that this one's stream has little to send.
+%% @doc The engine says that little is left of what this one has sent.
 -spec low(process(), senders()) -> senders().
 low(Process, #senders{suspended = Suspended} = Senders) ->
     case maps:take(Process, Suspended) of

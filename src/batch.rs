@@ -12,8 +12,8 @@ use bytes::{Bytes, BytesMut};
 use crate::frame::Prefix;
 use crate::term::Process;
 
-/// A stream has little to send when it has so much: enough for the time that it takes to wake who
-/// waits for that.
+/// A stream has little to send of something when it has so much: enough for the time that it takes to
+/// wake who waits for that.
 pub const LOW: usize = 512 << 10;
 
 /// See the module's documentation.
@@ -78,7 +78,8 @@ impl Batch {
     }
 
     /// This process is to be named ([`crate::Event::Low`]) when the stream that it was given has no more
-    /// than [`LOW`] to send, this batch included: it waits for that.
+    /// than [`LOW`] to send of this batch and of what is before it: it waits for that. Of several batches
+    /// that say so of it while it waits, the last one counts.
     pub fn tell_when_low(&mut self, process: Process) {
         self.waiting.push(process);
     }

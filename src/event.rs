@@ -23,7 +23,7 @@ pub enum Event {
     Data(Packets),
     /// The send queue is at its low mark, after [`crate::SendStatus::Busy`].
     Writable,
-    /// The stream of a process has little to send ([`crate::Batch::tell_when_low`]).
+    /// The stream of a process has little to send of what that sent ([`crate::Batch::tell_when_low`]).
     Low(Process),
     /// Something happened to a stream of the application's.
     Stream(u64, StreamEvent),

@@ -50,8 +50,25 @@ struct DataStream {
     queue: SendQueue,
     /// What quiche was told; nothing, before the stream is opened.
     urgency: Option<u8>,
-    /// Who is to be told when it has little to send.
-    waiting: Vec<Process>,
+    /// How many bytes have been queued on it, ever.
+    given: u64,
+    /// Who is to be told, and how many bytes had been queued with what it sent last: in that order.
+    waiting: VecDeque<(Process, u64)>,
+}
+
+impl DataStream {
+    fn push(&mut self, bytes: Bytes) {
+        self.given += bytes.len() as u64;
+        self.queue.push(bytes);
+    }
+
+    /// Who is next to be told: little of what it sent is left to send, and of what was before it.
+    fn low(&mut self) -> Option<Process> {
+        let sent = self.given - self.queue.len() as u64;
+        let &(process, until) = self.waiting.front()?;
+        let is_low = until.saturating_sub(sent) <= LOW as u64;
+        is_low.then(|| self.waiting.pop_front()).map(|_| process)
+    }
 }
 
 impl Outbound {
@@ -70,7 +87,8 @@ impl Outbound {
                     id: role.data_stream(index),
                     queue: SendQueue::default(),
                     urgency: None,
-                    waiting: Vec::new(),
+                    given: 0,
+                    waiting: VecDeque::new(),
                 })
                 .collect(),
             router: Router::new(limits.data_streams),
@@ -143,11 +161,17 @@ impl Connection {
         }
     }
 
-    /// These wait until their streams have little to send.
+    /// These wait until their streams have little to send of what is queued now. What others send after
+    /// them does not count: who never waits would else make them wait without end. Who waits already, and
+    /// has more queued by now, waits for that too.
     fn wait(&mut self, waiting: Vec<Process>) {
         for process in waiting {
             match self.outbound.router.stream_of(process) {
-                Some(stream) => self.outbound.data[stream].waiting.push(process),
+                Some(stream) => {
+                    let stream = &mut self.outbound.data[stream];
+                    stream.waiting.retain(|&(other, _)| other != process);
+                    stream.waiting.push_back((process, stream.given));
+                }
                 // A fence has made all start anew.
                 None => self.low(process),
             }
@@ -234,12 +258,12 @@ impl Connection {
 
     /// Queues the first inline bytes of a batch, with their parts.
     fn queue(&mut self, stream: usize, batch: &mut Batch, inline: usize) {
-        let queue = &mut self.outbound.data[stream].queue;
-        batch.take(inline, |piece| queue.push(piece));
+        let stream = &mut self.outbound.data[stream];
+        batch.take(inline, |piece| stream.push(piece));
     }
 
     fn push(&mut self, stream: usize, bytes: Bytes) {
-        self.outbound.data[stream].queue.push(bytes);
+        self.outbound.data[stream].push(bytes);
     }
 
     /// A fence is a mark on every stream; the first carries its packet.
@@ -293,11 +317,8 @@ impl Connection {
             self.drained(drained);
         }
         for index in 0..self.outbound.data.len() {
-            let stream = &mut self.outbound.data[index];
-            if !stream.waiting.is_empty() && stream.queue.len() <= LOW {
-                for process in std::mem::take(&mut stream.waiting) {
-                    self.low(process);
-                }
+            while let Some(process) = self.outbound.data[index].low() {
+                self.low(process);
             }
         }
         self.write_user_streams(now);

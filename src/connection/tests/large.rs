@@ -94,3 +94,34 @@ fn who_waits_is_told_once_when_its_stream_has_little_to_send() {
     pair.settle();
     assert_eq!(pair.client.low, [stranger, process]);
 }
+
+/// Who never waits would else make it wait without end.
+#[test]
+fn who_waits_does_not_wait_for_what_others_send_after_it() {
+    let mut pair = Pair::connected(&Limits {
+        data_streams: 1,
+        stream_window: 300_000,
+        ..limits()
+    });
+    pair.server.consumes = false;
+    let process = Process { id: 7, serial: 0 };
+    // The last word counts.
+    for _ in 0..2 {
+        let mut batch = Batch::from(frame(&vec![message(7, 100_000); 30]));
+        batch.tell_when_low(process);
+        pair.client.handle.send_data(batch).unwrap();
+    }
+    let others = frame(&vec![message(8, 100_000); 30]);
+    let sent = others.len();
+    pair.client.handle.send_data(Batch::from(others)).unwrap();
+    pair.settle();
+    assert!(pair.client.low.is_empty());
+    pair.server.consumes = true;
+    pair.server.consume_all();
+    pair.until("it is told", |pair| !pair.client.low.is_empty());
+    let queued = pair.client.queued();
+    assert!(queued > sent, "{queued} were still queued");
+    assert!(queued <= sent + crate::batch::LOW, "{queued} were queued");
+    pair.until("all has arrived", |pair| pair.server.packets.len() == 90);
+    assert_eq!(pair.client.low, [process]);
+}
