@@ -61,13 +61,17 @@ impl Path {
 
 /// A path that is not used any more. quiche finds its packets lost when later packets of the same
 /// path are acknowledged, which never happens; of what was under way it would repeat the same two
-/// packets for ever. So some more of its packets go out, on the new path.
+/// packets for ever. So some more of its packets go out, on the new path; and anew on each path after
+/// that one, for it may be gone before they have arrived, and quiche waits for minutes by then.
 #[derive(Debug)]
 struct Left {
     path: Path,
+    /// When it was left, or the path after it.
     since: Instant,
-    /// The last packet that was sent there and has surely not arrived, if there is one.
+    /// The last of its packets, where it may not have arrived.
     last: Vec<u8>,
+    /// That one is to go out once more.
+    repeats: bool,
     /// Of [`FAREWELLS`], how many are behind us.
     said: usize,
     /// One is to go out now.
@@ -168,7 +172,18 @@ impl Paths {
         }
         let left = self.left.iter_mut().find(|left| left.due)?;
         left.due = false;
-        Some((left.path, self.active, std::mem::take(&mut left.last)))
+        let last = match std::mem::take(&mut left.repeats) {
+            true => left.last.clone(),
+            false => Vec::new(),
+        };
+        Some((left.path, self.active, last))
+    }
+
+    /// This packet has gone out on behalf of a path that was left.
+    pub fn said_farewell(&mut self, path: Path, packet: &[u8]) {
+        if let Some(left) = self.left.iter_mut().find(|left| left.path == path) {
+            left.last = packet.to_vec();
+        }
     }
 
     pub fn deadline(&self) -> Option<Instant> {
@@ -181,10 +196,16 @@ impl Paths {
 
     fn leave(&mut self, path: Path, last: Vec<u8>, now: Instant) {
         self.left.retain(|left| left.path != path);
+        for left in &mut self.left {
+            left.since = now;
+            left.repeats = true;
+            left.said = 0;
+        }
         self.left.push(Left {
             path,
             since: now,
             last,
+            repeats: true,
             said: 0,
             due: false,
             timeouts: None,

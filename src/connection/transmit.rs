@@ -231,7 +231,7 @@ impl Connection {
     fn farewell(&mut self, out: &mut [u8]) -> Option<(usize, quiche::SendInfo)> {
         let (Path { local, peer }, instead, last) = self.paths.farewell()?;
         let (from, to) = (instead.local, instead.peer);
-        // Nobody has got it, and the window of that path may have no room for another.
+        // The window of that path may have no room for another.
         if !last.is_empty() && last.len() <= out.len() {
             out[..last.len()].copy_from_slice(&last);
             let at = Instant::now();
@@ -240,8 +240,10 @@ impl Connection {
         // While too much is under way there, there is none, until quiche's timer has its say.
         self.quic.send_ack_eliciting_on_path(local, peer).ok()?;
         let room = out.len().min(self.paths.max_packet());
-        let out = &mut out[..room];
-        let (size, info) = self.quic.send_on_path(out, Some(local), Some(peer)).ok()?;
+        let packet = &mut out[..room];
+        let sent = self.quic.send_on_path(packet, Some(local), Some(peer));
+        let (size, info) = sent.ok()?;
+        self.paths.said_farewell(Path { local, peer }, &out[..size]);
         Some((size, quiche::SendInfo { from, to, ..info }))
     }
 }

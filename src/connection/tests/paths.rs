@@ -502,3 +502,39 @@ fn a_path_that_failed_is_tried_again() {
     roaming.say_more();
     roaming.all_arrives("more");
 }
+
+/// What is said on behalf of a path that was left is said anew on the path after the next, and does
+/// not wait for probe time-outs that have grown meanwhile. The client has nothing to say but ticks, so
+/// all that it hears it hears late.
+#[test]
+fn a_path_is_gone_before_the_one_before_it_is_mended() {
+    let mut roaming = Roaming::new(&limits());
+    let packets = packets(0, &[1_000; 2 * PACKETS]);
+    roaming.deaf = true;
+    roaming.pair.server.send_data(&packets);
+    roaming.settle();
+    let second = address(9, 5000);
+    roaming.seen_as = Some(second);
+    roaming.deaf = false;
+    roaming.pair.client.connection.tick();
+    roaming.until("the second path is valid", |pair| {
+        let quic = &pair.server.connection.quic;
+        quic.is_path_validated(SERVER, second) == Ok(true)
+    });
+    roaming.deaf = true;
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(4) {
+        if !roaming.step() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+    roaming.deaf = false;
+    roaming.seen_as = Some(address(9, 5001));
+    roaming.pair.client.connection.tick();
+    roaming.waited = 0;
+    roaming.until("what was under way on the first path", |pair| {
+        pair.client.packets.len() == packets.len()
+    });
+    let waited = roaming.waited;
+    assert!(waited < 500, "{waited} ms");
+}
