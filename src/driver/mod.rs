@@ -26,7 +26,7 @@ use crate::connection::{Connection, Train};
 use crate::endpoint::{CommandSender, Counters, EndpointCommand, OpenError};
 use crate::event::{Event, Events};
 use crate::handle::{Command, Handle, Id};
-use crate::identity::{NodeIdentity, Tickets, Verified};
+use crate::identity::{Choice, NodeIdentity, Tickets, Verified};
 use crate::layout::Role;
 use crate::sessions::Sessions;
 use crate::socket::{Batch, Socket};
@@ -71,6 +71,10 @@ pub(crate) struct Driver<E: Events> {
     sender: Arc<CommandSender<E>>,
     events: E,
     limits: Limits,
+    /// The endpoint's own.
+    own: Arc<NodeIdentity>,
+    /// By which cookies others may dial.
+    choice: Arc<Choice>,
     client: quiche::Config,
     server: quiche::Config,
     sessions: Sessions,
@@ -103,13 +107,15 @@ pub(crate) struct Driver<E: Events> {
 impl<E: Events> Driver<E> {
     pub fn new(
         socket: Socket,
-        identity: &NodeIdentity,
+        identity: Arc<NodeIdentity>,
         limits: Limits,
         ids: Arc<AtomicU64>,
         counters: Arc<Counters>,
         events: E,
     ) -> Result<(Self, Arc<CommandSender<E>>), OpenError> {
-        let (client, server) = configurations(&limits, identity)?;
+        let choice = Arc::new(Choice::default());
+        choice.set_own(&identity)?;
+        let (client, server) = configurations(&limits, &identity, &choice)?;
         let admission = Admission::new(&limits, Instant::now()).map_err(io::Error::other)?;
         let poll = Poll::new()?;
         socket.watch(poll.registry(), SOCKET)?;
@@ -129,12 +135,14 @@ impl<E: Events> Driver<E> {
             sender: sender.clone(),
             events,
             limits,
+            choice,
             client,
             server,
             sessions: Sessions::default(),
             identity: 0,
-            verified: verified(identity),
+            verified: verified(&identity),
             tickets: identity.tickets()?,
+            own: identity,
             // Before the first ticket: BoringSSL's own key would be replaced when it likes.
             ticket_epoch: None,
             entries: Slab::new(),
@@ -195,6 +203,7 @@ impl<E: Events> Driver<E> {
                 self.list(key);
             }
             self.serve();
+            self.ask();
             if !self.blocked.is_empty() {
                 self.socket.watch_room(self.poll.registry(), SOCKET, true)?;
             }
@@ -260,6 +269,26 @@ impl<E: Events> Driver<E> {
         }
     }
 
+    /// Asks for the authority that somebody has called.
+    fn ask(&mut self) {
+        if let Some(question) = self.choice.question()
+            && !self.events.unknown_cookie(question)
+        {
+            self.choice.give_up(question);
+            self.go_on();
+        }
+    }
+
+    /// Who was held may be known now, or will not be.
+    fn go_on(&mut self) {
+        let incoming = self.entries.iter().filter(|(_, e)| e.half_open.is_some());
+        let keys: Vec<usize> = incoming.map(|(key, _)| key).collect();
+        for key in keys {
+            self.with(key, Connection::look_again);
+            self.list(key);
+        }
+    }
+
     // Commands
 
     fn take_commands(&mut self) {
@@ -314,8 +343,13 @@ impl<E: Events> Driver<E> {
                 }
             },
             EndpointCommand::SetIdentity(identity) => {
-                let configurations = configurations(&self.limits, &identity);
-                match configurations.and_then(|all| Ok((all, identity.tickets()?))) {
+                let configurations = configurations(&self.limits, &identity, &self.choice);
+                let set = configurations.and_then(|all| {
+                    let tickets = identity.tickets()?;
+                    self.choice.set_own(&identity)?;
+                    Ok((all, tickets))
+                });
+                match set {
                     Ok(((client, server), tickets)) => {
                         self.client = client;
                         self.server = server;
@@ -324,9 +358,17 @@ impl<E: Events> Driver<E> {
                         self.identity += 1;
                         self.verified = verified(&identity);
                         self.sessions = Sessions::default();
+                        self.own = identity;
                     }
                     Err(error) => log::error!("the new identity cannot be used: {error}"),
                 }
+            }
+            EndpointCommand::SetOthers(others, answered) => {
+                if let Err(error) = self.choice.set_others(others, answered) {
+                    log::error!("the cookies for other nodes cannot be used: {error}");
+                    self.choice.give_up(answered);
+                }
+                self.go_on();
             }
             EndpointCommand::Close(linger) => {
                 let now = Instant::now();
@@ -345,10 +387,11 @@ impl<E: Events> Driver<E> {
 fn configurations(
     limits: &Limits,
     identity: &NodeIdentity,
+    choice: &Arc<Choice>,
 ) -> Result<(quiche::Config, quiche::Config), OpenError> {
     Ok((
         config::quic(limits, Role::Client, identity.client_context()?)?,
-        config::quic(limits, Role::Server, identity.server_context()?)?,
+        config::quic(limits, Role::Server, identity.server_context_or(choice)?)?,
     ))
 }
 
