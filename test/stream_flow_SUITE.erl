@@ -211,20 +211,28 @@ ten_thousand(_Config) ->
             [exit(P, kill) || P <- Peers]
         end, 60000)
     end,
-    %% what a process has on its heap is not what is left of a stream
-    Resident = fun() ->
-        [begin
-             _ = ?LIB:run(H, fun() -> [erlang:garbage_collect(P) || P <- processes()], ok end),
-             ?LIB:rss(H)
-         end || H <- [A, B]]
-    end,
     Round(),
-    Before = Resident(),
+    %% What leaks does so with every 10,000; what an allocator keeps beside it does not.
+    flat([A, B], fun() -> Round(), Round() end, 3).
+
+flat(Nodes, Round, Tries) ->
+    Before = resident(Nodes),
     Round(),
-    Round(),
-    After = Resident(),
-    ct:log("resident before ~p, after 10,000 streams ~p", [Before, After]),
-    [true = N - O < 8 * ?MIB || {N, O} <- lists:zip(After, Before)].
+    After = resident(Nodes),
+    Grown = [N - O || {N, O} <- lists:zip(After, Before)],
+    ct:log("resident before ~p, after 10,000 streams ~p: grown ~p", [Before, After, Grown]),
+    case lists:max(Grown) < 8 * ?MIB of
+        true -> ok;
+        false when Tries > 1 -> flat(Nodes, Round, Tries - 1);
+        false -> error({grown, Grown})
+    end.
+
+%% What a process has on its heap is not a stream's.
+resident(Nodes) ->
+    [begin
+         _ = ?LIB:run(H, fun() -> [erlang:garbage_collect(P) || P <- processes()], ok end),
+         ?LIB:rss(H)
+     end || H <- Nodes].
 
 thousand(Node) ->
     Streams = [open_soon(Node) || _ <- lists:seq(1, 1000)],
@@ -241,7 +249,7 @@ idle_memory(_Config) ->
         ok
     end, 60000),
     Count = 55000,
-    Before = [?LIB:rss(H) || H <- [A, B]],
+    Before = resident([A, B]),
     Keeper = ?LIB:run(A, fun() ->
         _ = ?S:acceptor(NodeB, [], echo),
         Self = self(),
@@ -257,10 +265,15 @@ idle_memory(_Config) ->
         end),
         receive open -> Pid after 60000 -> error(deadline) end
     end, 70000),
-    After = [?LIB:rss(H) || H <- [A, B]],
-    Each = [(N - O) div Count || {N, O} <- lists:zip(After, Before)],
-    ct:log("resident before ~p, after ~p: ~p bytes per stream, ~p", [Before, After, Each, Keeper]),
-    true = lists:sum(Each) =< 4096.
+    %% An allocator gives back what it has no use for a little later, when it is called again.
+    Afterwards = [begin timer:sleep(500), pong = ?LIB:call(A, net_adm, ping, [NodeB]), resident([A, B]) end || _ <- lists:seq(1, 6)],
+    Each = lists:min([{lists:sum(E), E} || E <- [[(N - O) div Count || {N, O} <- lists:zip(After, Before)] || After <- Afterwards]]),
+    ct:log("resident before ~p, after ~p: ~p bytes per stream", [Before, Afterwards, Each]),
+    _ = ?LIB:run(A, fun() -> Keeper ! stop end),
+    case Each of
+        {Sum, _} when Sum =< 4096 -> ok;
+        _ -> error({bytes_per_stream, Each, Before, Afterwards})
+    end.
 
 %%% Order of service
 

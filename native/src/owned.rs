@@ -75,7 +75,6 @@ pub struct Entry {
     pub owner: LocalPid,
     pub active: Active,
     pub reader: Option<Box<(Waiter, Demand)>>,
-    pub writers: Vec<Waiter>,
     /// Its owner gives it away: nobody is told anything.
     pub giving: bool,
     /// What the new owner is to be told.
@@ -90,7 +89,6 @@ impl Entry {
             owner,
             active,
             reader: None,
-            writers: Vec::new(),
             giving: false,
             end: None,
             fin: false,

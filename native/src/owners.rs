@@ -25,6 +25,8 @@ struct Table {
     node: Option<Atom>,
     ended: bool,
     streams: HashMap<u64, Entry>,
+    /// Who waits for room in a stream's queue.
+    writers: HashMap<u64, Vec<Waiter>>,
     acceptors: VecDeque<(LocalPid, Active)>,
     datagram_acceptors: VecDeque<LocalPid>,
     /// Processes whose death is told to us.
@@ -67,8 +69,9 @@ impl Table {
         let Some(mut entry) = self.streams.remove(&id) else {
             return;
         };
-        let waiters = entry.writers.drain(..);
-        for waiter in waiters.chain(entry.reader.take().map(|reader| reader.0)) {
+        let writers = self.writers.remove(&id).unwrap_or_default();
+        let reader = entry.reader.take().map(|reader| reader.0);
+        for waiter in writers.into_iter().chain(reader) {
             waiter.tell(|env| env.error_tuple(end_term(env, &end)));
         }
         if entry.giving {
@@ -115,9 +118,12 @@ impl Owners {
         table
             .streams
             .retain(|_, entry| entry.owner != pid || entry.end.is_none());
+        table.writers.retain(|_, writers| {
+            writers.retain(|waiter| waiter.pid != pid);
+            !writers.is_empty()
+        });
         let mut owned = Vec::new();
         for (id, entry) in &mut table.streams {
-            entry.writers.retain(|waiter| waiter.pid != pid);
             if entry.owner == pid {
                 entry.giving = false;
                 owned.push(*id);
@@ -206,10 +212,10 @@ impl Owners {
     /// Waits for room in a stream's queue. True: there is room.
     pub fn await_room(&self, handle: &Handle, id: u64, waiter: Waiter) -> Result<bool, Refusal> {
         let mut table = self.0.lock();
-        let entry = table.entry(id)?;
+        table.entry(id)?;
         let room = handle.stream_has_room(id)?;
         if !room {
-            entry.writers.push(waiter);
+            table.writers.entry(id).or_default().push(waiter);
         }
         Ok(room)
     }
@@ -262,9 +268,12 @@ impl Owners {
             let _ = handle.demand_stream(id, None);
             return true;
         }
-        let before = entry.writers.len();
-        entry.writers.retain(|waiter| !waiter.is(reference));
-        entry.writers.len() < before
+        let Some(writers) = table.writers.get_mut(&id) else {
+            return false;
+        };
+        let before = writers.len();
+        writers.retain(|waiter| !waiter.is(reference));
+        writers.len() < before
     }
 
     pub fn set_active(
@@ -360,10 +369,9 @@ impl Owners {
             StreamEvent::Incoming => self.incoming(env, handle, id),
             StreamEvent::Data { bytes, fin } => self.data(env, handle, id, bytes, fin),
             StreamEvent::Room => {
-                if let Some(entry) = self.0.lock().streams.get_mut(&id) {
-                    for waiter in entry.writers.drain(..) {
-                        waiter.tell(|env| atoms::ok().encode(env));
-                    }
+                let mut table = self.0.lock();
+                for waiter in table.writers.remove(&id).unwrap_or_default() {
+                    waiter.tell(|env| atoms::ok().encode(env));
                 }
             }
             StreamEvent::Reset(code) => self.0.lock().end(env, id, End::Reset(code)),

@@ -236,7 +236,7 @@ impl Streams {
             if !stream.wants_reading() {
                 continue;
             }
-            let bytes = std::mem::take(&mut stream.partial);
+            let bytes = stream.take_partial();
             let room = match stream.demand {
                 Some(Demand::Exactly(length)) => length.saturating_sub(bytes.len()).min(most),
                 _ if bytes.is_empty() => most,
@@ -251,10 +251,9 @@ impl Streams {
     pub fn read(&self, read: Read, fin: bool, unread: bool) -> Option<StreamEvent> {
         let mut table = self.table.lock();
         let stream = table.streams.get_mut(&read.id)?;
-        stream.partial = read.bytes;
         stream.fin_read |= fin;
         stream.unread = unread;
-        let delivery = stream.delivery();
+        let delivery = stream.delivery(read.bytes);
         table.list(read.id);
         delivery.map(|(bytes, fin)| StreamEvent::Data { bytes, fin })
     }

@@ -48,8 +48,8 @@ pub(super) struct Stream {
     pub unread: bool,
     /// It is in the list of those to read.
     pub listed: bool,
-    /// Read from quiche and not delivered; and whether the peer's end comes after it.
-    pub partial: BytesMut,
+    /// Read from quiche and not delivered, if anything is; and whether the peer's end comes after it.
+    partial: Option<Box<BytesMut>>,
     pub fin_read: bool,
     /// A reset has been ordered: nothing else matters any more.
     pub reset: bool,
@@ -72,7 +72,7 @@ impl Stream {
             in_flight: false,
             unread: false,
             listed: false,
-            partial: BytesMut::new(),
+            partial: None,
             fin_read: false,
             reset: false,
             closed: false,
@@ -93,7 +93,7 @@ impl Stream {
         self.demand.is_some()
             && !self.in_flight
             && !self.reset
-            && (self.unread || self.fin_read || !self.partial.is_empty())
+            && (self.unread || self.fin_read || self.partial.is_some())
     }
 
     /// Whether there is something to give to quiche.
@@ -111,33 +111,50 @@ impl Stream {
         }
     }
 
-    /// Takes the delivery that the demand asks for, if what has been read makes one.
-    pub fn delivery(&mut self) -> Option<(Bytes, bool)> {
-        let length = match self.demand? {
-            Demand::Exactly(length) if self.partial.len() >= length => length,
-            Demand::Exactly(_) if !self.fin_read => return None,
-            Demand::Any if !self.fin_read && self.partial.is_empty() => return None,
-            _ => self.partial.len(),
+    /// What was read before and waits for more.
+    pub fn take_partial(&mut self) -> BytesMut {
+        self.partial
+            .take()
+            .map_or_else(BytesMut::new, |partial| *partial)
+    }
+
+    fn keep(&mut self, bytes: BytesMut) {
+        self.partial = (!bytes.is_empty()).then(|| Box::new(bytes));
+    }
+
+    /// The delivery that the demand asks for, if what has been read makes one; the rest is kept.
+    pub fn delivery(&mut self, mut bytes: BytesMut) -> Option<(Bytes, bool)> {
+        let length = match self.demand {
+            Some(Demand::Exactly(length)) if bytes.len() >= length => length,
+            Some(Demand::Exactly(_)) if self.fin_read => bytes.len(),
+            Some(Demand::Any) if self.fin_read || !bytes.is_empty() => bytes.len(),
+            _ => {
+                self.keep(bytes);
+                return None;
+            }
         };
-        let bytes = if length == self.partial.len() {
+        let delivered = if length == bytes.len() {
             // An empty rest would hold on to the whole buffer.
-            std::mem::take(&mut self.partial).freeze()
+            bytes.freeze()
         } else {
-            self.partial.split_to(length).freeze()
+            let delivered = bytes.split_to(length).freeze();
+            self.keep(bytes);
+            delivered
         };
         self.demand = None;
         self.in_flight = true;
-        let fin = self.fin_read && self.partial.is_empty();
+        let fin = self.fin_read && self.partial.is_none();
         self.fin_read &= !fin;
-        Some((bytes, fin))
+        Some((delivered, fin))
     }
 
     /// A delivery comes back: nobody took it. There is only ever one.
     pub fn put_back(&mut self, bytes: &[u8], fin: bool) {
-        let mut whole = BytesMut::with_capacity(bytes.len() + self.partial.len());
+        let rest = self.take_partial();
+        let mut whole = BytesMut::with_capacity(bytes.len() + rest.len());
         whole.extend_from_slice(bytes);
-        whole.extend_from_slice(&self.partial);
-        self.partial = whole;
+        whole.extend_from_slice(&rest);
+        self.keep(whole);
         self.fin_read |= fin;
         self.in_flight = false;
     }
