@@ -6,9 +6,9 @@
 -include_lib("common_test/include/ct.hrl").
 
 -export([all/0, suite/0, init_per_suite/1, end_per_suite/1, init_per_testcase/2, end_per_testcase/2]).
--export([event_thread_panics/1, storm/1, dear_handshakes/1, mutating_network/1]).
+-export([event_thread_panics/1, storm/1, dear_handshakes/1, unknown_cookies/1, mutating_network/1]).
 %% run on the nodes
--export([echo/0, ping_pong/2]).
+-export([echo/0, ping_pong/2, count_questions/0, questions/0]).
 
 -define(LIB, quic_dist_test_lib).
 -define(AGENT, quic_dist_test_agent).
@@ -22,7 +22,7 @@
 
 suite() -> [{timetrap, {seconds, 120 + storm_s()}}].
 
-all() -> [event_thread_panics, storm, dear_handshakes, mutating_network].
+all() -> [event_thread_panics, storm, dear_handshakes, unknown_cookies, mutating_network].
 
 init_per_suite(Config) -> ?LIB:init_suite(Config).
 end_per_suite(Config) -> ?LIB:end_suite(Config).
@@ -183,6 +183,72 @@ dear_handshakes(_Config) ->
     true = Grown < HalfOpen * 2 * ?MIB,
     NodeB = ?LIB:call(A, erpc, call, [NodeB, erlang, node, [], 10000]),
     ok = gen_udp:close(Socket).
+
+%% Strangers that name the authority of a cookie that nobody has, each another: Erlang is asked for all of them together, now and then, and
+%% derives nothing for it. One who is at his address does not get more than he may.
+unknown_cookies(_Config) ->
+    [A, B] = ?LIB:start_all([#{tag => "a"}, #{tag => "named", args => ["-quic_dist", "retry_threshold", integer_to_list(?MAX_HALF_OPEN)]}]),
+    ?LIB:connect(A, B),
+    NodeB = ?LIB:node(B),
+    Port = registered(NodeB),
+    Sockets = [begin {ok, S} = gen_udp:open(0, [binary, {ip, ?LOOPBACK}, {active, false}]), S end || _ <- lists:seq(1, 50)],
+    ok = ?LIB:call(B, ?MODULE, count_questions, []),
+    Started = now_ms(),
+    Sent = knock(Sockets, Port, Started + 2000, 0),
+    Seconds = (now_ms() - Started) / 1000,
+    {Questions, Longest, Made} = ?LIB:call(B, ?MODULE, questions, []),
+    ct:log("~b first packets in ~.1f s: ~b questions, at most ~b messages waited, ~b identities made", [Sent, Seconds, Questions, Longest, Made]),
+    true = Questions >= 1,
+    %% one in 10 ms
+    true = Questions =< 100 * Seconds + 2,
+    %% told of refusals, ten a second; one question
+    true = Longest < 30,
+    0 = Made,
+    NodeB = ?LIB:call(A, erpc, call, [NodeB, erlang, node, [], 10000]),
+    ?LIB:connect(?LIB:start(#{tag => "newcomer"}), B),
+    [ok = gen_udp:close(S) || S <- Sockets].
+
+knock(Sockets, Port, Until, Sent) ->
+    case now_ms() >= Until of
+        true ->
+            Sent;
+        false ->
+            [begin
+                 Attempt = quic_dist_test_initial:new(),
+                 Name = <<(string:lowercase(binary:encode_hex(crypto:strong_rand_bytes(24))))/binary, ".cookie.quic-dist.invalid">>,
+                 Hello = quic_dist_test_initial:client_hello(Attempt, [<<"quic_dist/2">>], Name),
+                 ok = gen_udp:send(Socket, ?LOOPBACK, Port, quic_dist_test_initial:packet(Attempt, Hello))
+             end || Socket <- Sockets],
+            timer:sleep(5),
+            knock(Sockets, Port, Until, Sent + length(Sockets))
+    end.
+
+%% run on the node: counts what the endpoint's server gets and makes, and how much waits for it
+count_questions() ->
+    Self = self(),
+    Pid = spawn(fun() ->
+        register(question_counter, self()),
+        Server = whereis(quic_dist_endpoint),
+        1 = erlang:trace(Server, true, ['receive', call]),
+        1 = erlang:trace_pattern({quic_dist_nif, identity_new, 3}, true, []),
+        Self ! counting,
+        count(Server, 0, 0, 0)
+    end),
+    receive counting -> ok after 5000 -> exit(Pid, kill), error(not_counting) end.
+
+count(Server, Questions, Longest, Made) ->
+    receive
+        {trace, Server, 'receive', {quic_dist_unknown_cookie, _, _}} ->
+            {message_queue_len, Length} = process_info(Server, message_queue_len),
+            count(Server, Questions + 1, max(Longest, Length), Made);
+        {trace, Server, call, _} -> count(Server, Questions, Longest, Made + 1);
+        {tell, From} -> From ! {counted, {Questions, Longest, Made}};
+        _ -> count(Server, Questions, Longest, Made)
+    end.
+
+questions() ->
+    question_counter ! {tell, self()},
+    receive {counted, Counted} -> Counted after 5000 -> error(not_counted) end.
 
 %%% A network that alters what it carries
 

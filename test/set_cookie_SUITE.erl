@@ -64,6 +64,7 @@ only_that_node(_Config) ->
     met(B, A),
     refused(C, A),
     said(A, "refused a connection from .* the peer's certificate, of " ++ name(C) ++ ", is of another cookie than is set for it"),
+    said(C, name(A) ++ " .*the peer calls our certificate bad"),
     refused(X, A),
     said(A, "refused a connection from .*our cookie differs from its"),
     said(X, "cannot connect to " ++ name(A) ++ " .*its cookie differs from ours"),
@@ -80,6 +81,7 @@ not_by_the_own(_Config) ->
     met(C, A),
     %% After a second, before a word of the distribution handshake.
     ?LIB:wait_until(said, fun() -> refused(B, A), logged(A, name(B) ++ ", is of another cookie than is set for it") end, 10000),
+    said(B, name(A) ++ " .*the peer calls our certificate bad"),
     set(B, A, ?THEIRS),
     met(B, A),
     met(A, B).

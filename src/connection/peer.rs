@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::{Connection, Happening};
+use super::{Connection, Happening, State};
 use crate::close::CloseReason;
 use crate::identity::{Choice, PeerCertificate, Verified};
 use crate::layout::Role;
@@ -64,9 +64,17 @@ impl Connection {
         self.peer.choice = Some(choice);
     }
 
-    /// There may be an answer to what holds the handshake up: it goes on with the next sending.
-    pub(crate) fn look_again(&mut self) {
-        self.urgent = true;
+    /// Whether the handshake waits for an authority to be found ([`Choice::question`]). Then nothing is
+    /// sent: a client of whose packets all are acknowledged, and that has no keys yet, asks for an answer
+    /// a round trip later, and again, with full datagrams (RFC 9002, section 6.2.2.1). One that hears
+    /// nothing repeats its first packet, ever more slowly. Once there is an answer, the next sending
+    /// goes on with it.
+    pub(super) fn is_held(&mut self) -> bool {
+        let (State::Handshaking(_), Some(choice)) = (&self.state, &self.peer.choice) else {
+            return false;
+        };
+        let tls: &mut boring::ssl::SslRef = self.quic.as_mut();
+        choice.holds(tls)
     }
 
     /// Looks at the certificate of a peer whose handshake is complete. An error has ended the

@@ -39,6 +39,9 @@ const ADDRESSES: Token = Token(2);
 
 /// How often the event thread asks at least, whatever else runs in between.
 const BUSY_ROUNDS: usize = 3;
+/// How long after a question about cookies ([`Events::unknown_cookie`]) the next may follow: strangers
+/// cause them.
+const QUESTION_EVERY: Duration = Duration::from_millis(10);
 /// It asks for so many times `busy_wait` after a wait that was shorter than that.
 const PATIENCE: u32 = 3;
 
@@ -75,6 +78,8 @@ pub(crate) struct Driver<E: Events> {
     own: Arc<NodeIdentity>,
     /// By which cookies others may dial.
     choice: Arc<Choice>,
+    /// Before that time nothing is asked about them.
+    next_question: Instant,
     client: quiche::Config,
     server: quiche::Config,
     sessions: Sessions,
@@ -136,6 +141,7 @@ impl<E: Events> Driver<E> {
             events,
             limits,
             choice,
+            next_question: Instant::now(),
             client,
             server,
             sessions: Sessions::default(),
@@ -203,7 +209,7 @@ impl<E: Events> Driver<E> {
                 self.list(key);
             }
             self.serve();
-            self.ask();
+            self.ask(now);
             if !self.blocked.is_empty() {
                 self.socket.watch_room(self.poll.registry(), SOCKET, true)?;
             }
@@ -253,7 +259,8 @@ impl<E: Events> Driver<E> {
         if self.readable || !self.to_serve.is_empty() {
             return Some(Duration::ZERO);
         }
-        [self.timers.next(), self.closing]
+        let question = self.choice.has_question().then_some(self.next_question);
+        [self.timers.next(), self.closing, question]
             .into_iter()
             .flatten()
             .min()
@@ -270,10 +277,13 @@ impl<E: Events> Driver<E> {
     }
 
     /// Asks for the authority that somebody has called.
-    fn ask(&mut self) {
-        if let Some(question) = self.choice.question()
-            && !self.events.unknown_cookie(question)
-        {
+    fn ask(&mut self, now: Instant) {
+        if !self.choice.has_question() || now < self.next_question {
+            return;
+        }
+        self.next_question = now + QUESTION_EVERY;
+        let question = self.choice.question();
+        if !self.events.unknown_cookie(question) {
             self.choice.give_up(question);
             self.go_on();
         }
@@ -284,7 +294,6 @@ impl<E: Events> Driver<E> {
         let incoming = self.entries.iter().filter(|(_, e)| e.half_open.is_some());
         let keys: Vec<usize> = incoming.map(|(key, _)| key).collect();
         for key in keys {
-            self.with(key, Connection::look_again);
             self.list(key);
         }
     }

@@ -113,8 +113,8 @@ impl Admits {
 
 /// What has been decided of a handshake.
 enum Answer {
-    /// Until this question is answered.
-    Held(u64),
+    /// Until this authority is known, or this question is answered.
+    Held(Called, u64),
     Own,
     Other(Nodes),
 }
@@ -183,6 +183,18 @@ struct Table {
     answered: u64,
 }
 
+impl Table {
+    /// What was never asked is not answered.
+    fn answer(&mut self, question: u64) {
+        self.answered = self.answered.max(question.min(self.asked));
+    }
+
+    fn known(&self, called: &Called) -> Option<&Candidate> {
+        let mut all = self.own.iter().chain(&self.others);
+        all.find(|candidate| called.is(&candidate.authority))
+    }
+}
+
 /// See the module's documentation.
 #[derive(Default)]
 pub(crate) struct Choice {
@@ -219,24 +231,32 @@ impl Choice {
         let mut table = self.table.lock();
         table.others = others;
         table.elsewhere = Arc::new(elsewhere);
-        table.answered = table.answered.max(answered);
+        table.answer(answered);
         Ok(())
     }
 
-    /// The number of a question, if somebody has called an authority that is not known since there was
-    /// one. Who does so from now on waits for the next: a cookie may be set while this is answered.
-    pub fn question(&self) -> Option<u64> {
-        self.question.swap(false, Ordering::Relaxed).then(|| {
-            let mut table = self.table.lock();
-            table.asked += 1;
-            table.asked
-        })
+    /// Whether there is something to ask: somebody has called an authority that is not known, and no
+    /// question is open. However many do so, there is one question at a time.
+    pub fn has_question(&self) -> bool {
+        self.question.load(Ordering::Relaxed) && {
+            let table = self.table.lock();
+            table.asked == table.answered
+        }
+    }
+
+    /// The number of the next question. Who calls an unknown authority from now on waits for the one
+    /// after it: a cookie may be set while this is answered.
+    pub fn question(&self) -> u64 {
+        self.question.store(false, Ordering::Relaxed);
+        let mut table = self.table.lock();
+        table.asked += 1;
+        table.asked
     }
 
     /// There is no better answer to a question.
     pub fn give_up(&self, question: u64) {
         let mut table = self.table.lock();
-        table.answered = table.answered.max(question);
+        table.answer(question);
     }
 
     /// BoringSSL's callback, with the public key of the authority that the context goes by. Called
@@ -253,8 +273,7 @@ impl Choice {
         let index = ANSWER.ok_or(SelectCertError::ERROR)?;
         let ssl = hello.ssl_mut();
         let table = self.table.lock();
-        let known = table.own.iter().chain(&table.others);
-        let answer = match known.into_iter().find(|c| called.is(&c.authority)) {
+        let answer = match table.known(&called) {
             Some(candidate) => {
                 candidate.put(ssl).map_err(|_| SelectCertError::ERROR)?;
                 match &candidate.nodes {
@@ -263,12 +282,12 @@ impl Choice {
                 }
             }
             None => match ssl.ex_data(index) {
-                Some(Answer::Held(question)) if *question > table.answered => {
+                Some(Answer::Held(_, question)) if *question > table.answered => {
                     return Err(SelectCertError::RETRY);
                 }
                 Some(_) => Answer::Own,
                 None => {
-                    ssl.replace_ex_data(index, Answer::Held(table.asked + 1));
+                    ssl.replace_ex_data(index, Answer::Held(called, table.asked + 1));
                     self.question.store(true, Ordering::Relaxed);
                     return Err(SelectCertError::RETRY);
                 }
@@ -276,6 +295,17 @@ impl Choice {
         };
         ssl.replace_ex_data(index, answer);
         Ok(())
+    }
+
+    /// Whether a handshake is held still.
+    pub fn holds(&self, ssl: &SslRef) -> bool {
+        match ANSWER.and_then(|index| ssl.ex_data(index)) {
+            Some(Answer::Held(called, question)) => {
+                let table = self.table.lock();
+                *question > table.answered && table.known(called).is_none()
+            }
+            _ => false,
+        }
     }
 
     /// Who may come by the authority that a handshake went by.
