@@ -402,6 +402,8 @@ await_connected(Conn, Node, Peer) ->
 %% In TLS 1.3 who dials is done before the other one has looked at his
 %% certificate. Why it has ended has been told to this process, or will be in a
 %% moment; the time is for what the controller was told.
+-spec closed_at_once(quic_dist_nif:connection(), node(),
+                     quic_dist_nif:peer()) -> no_return().
 closed_at_once(Conn, Node, Peer) ->
     receive
         {quic_dist, Conn, {closed, Reason}} -> dial_ended(Node, Peer, Reason)

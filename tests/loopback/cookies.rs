@@ -176,9 +176,12 @@ fn who_is_held_for_long_is_quiet() {
     let question = questions.recv().unwrap();
     std::thread::sleep(Duration::from_secs(2));
     let counters = a.endpoint.counters();
-    assert_eq!(counters.send_calls.load(Relaxed), 0);
+    // His first message has two datagrams; if they come one at a time the first is acknowledged.
+    let sent = counters.send_calls.load(Relaxed);
+    assert!(sent <= 1, "{sent} answers");
+    // Two each time that a time doubles, which is 1 ms at first if that was acknowledged.
     let received = counters.datagrams_received.load(Relaxed);
-    assert!(received < 10, "{received} datagrams");
+    assert!(received <= 30, "{received} datagrams");
     let theirs = ("b@127.0.0.1".to_owned(), Some(mint(&THEIRS, "a@127.0.0.1")));
     // While there are others to be found, this one is.
     a.endpoint.set_others(vec![theirs], question - 1);
@@ -247,16 +250,19 @@ fn a_flood_of_unknown_names() {
     until("they are asked to prove it", || {
         counters.retries.load(Relaxed) == retries
     });
-    // Nothing else is sent, whatever else comes of those that are held.
+    // Nothing else is sent (but of the two datagrams of each, the first may have been acknowledged
+    // before the second came), whatever else comes of those that are held.
     for _ in 0..20 {
         for raw in &mut *held {
             raw.socket.send_to(&raw.sent[0], raw.to).unwrap();
         }
     }
+    let answers = || counters.send_calls.load(Relaxed) - retries;
+    assert!(answers() <= PLACES as u64, "{}", answers());
     let again = 20 * PLACES as u64;
     until("all have come", || received() == in_all + again);
     assert_eq!(counters.half_open.load(Relaxed), PLACES as u64);
-    assert_eq!(counters.send_calls.load(Relaxed), retries);
+    assert!(answers() <= PLACES as u64, "{}", answers());
     // Those that prove it are held as well, as many as there may be from one address.
     for raw in &mut others[..3 * PLACES] {
         let retried = raw.sent.len();
@@ -268,7 +274,7 @@ fn a_flood_of_unknown_names() {
         counters.half_open.load(Relaxed) == 3 * PLACES as u64
             && counters.dropped_limit.load(Relaxed) >= PLACES as u64
     });
-    assert_eq!(counters.send_calls.load(Relaxed), retries);
+    assert!(answers() <= 3 * PLACES as u64, "{}", answers());
     assert_eq!(questions.recv().unwrap(), 1);
     std::thread::sleep(Duration::from_millis(100));
     assert!(questions.is_empty(), "one is open");
