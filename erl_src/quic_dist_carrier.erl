@@ -218,7 +218,11 @@ do_accept(Kernel, Family, AcceptPid, {Conn, {Ip, _} = Peer}, MyNode, Allowed,
     Timer = dist_util:start_timer(SetupTime),
     receive {AcceptPid, controller} -> ok end,
     Allow = check_peer(Conn, Ip, Peer, Allowed),
-    Controller = start_controller(Conn, Family, Peer, Kernel),
+    Controller =
+        case start_controller(Conn, Family, Peer, Kernel, undefined) of
+            {ok, Pid} -> Pid;
+            {error, closed} -> ?shutdown2(no_node, connection_setup_failed)
+        end,
     ok = check_name(Controller, Conn, Peer, Allow),
     %% It is called by this process, and not kept.
     Up = fun(_) -> AcceptPid ! {quic_dist_up, self()}, ok end,
@@ -339,8 +343,11 @@ do_setup(Kernel, Family, Node, Type, MyNode, LongOrShortNames, SetupTime) ->
     {Peer, Version} = find(Family, Node, LongOrShortNames),
     dist_util:reset_timer(Timer),
     Conn = dial(Family, Node, Peer),
-    Controller = start_controller(Conn, Family, Peer, Kernel),
-    ok = quic_dist_controller:set_node(Controller, Node),
+    Controller =
+        case start_controller(Conn, Family, Peer, Kernel, Node) of
+            {ok, Pid} -> Pid;
+            {error, closed} -> closed_at_once(Conn, Node, Peer)
+        end,
     dist_util:handshake_we_started(
       (hs_data(Controller))#hs_data{kernel_pid = Kernel,
                                     other_node = Node,
@@ -388,12 +395,29 @@ await_connected(Conn, Node, Peer) ->
             quic_dist_nif:peer_is(Conn, atom_to_binary(Node)) =:= unknown
                 andalso quic_dist_log:unverified(atom_to_binary(Node), Peer),
             Conn;
-        {quic_dist, Conn, {closed, {tls, _} = Reason}} ->
-            dial_failed(error, Node, Peer, Reason);
         {quic_dist, Conn, {closed, Reason}} ->
-            %% Usually a node that has just gone: as on TCP, no news.
-            dial_failed(info, Node, Peer, Reason)
+            dial_ended(Node, Peer, Reason)
     end.
+
+%% In TLS 1.3 who dials is done before the other one has looked at his
+%% certificate. Why it has ended has been told to this process, or will be in a
+%% moment; the time is for what the controller was told.
+-spec closed_at_once(quic_dist_nif:connection(), node(),
+                     quic_dist_nif:peer()) -> no_return().
+closed_at_once(Conn, Node, Peer) ->
+    receive
+        {quic_dist, Conn, {closed, Reason}} -> dial_ended(Node, Peer, Reason)
+    after 1000 ->
+        ?shutdown2(Node, connection_setup_failed)
+    end.
+
+-spec dial_ended(node(), quic_dist_nif:peer(), quic_dist_nif:close_reason()) ->
+          no_return().
+dial_ended(Node, Peer, {tls, _} = Reason) ->
+    dial_failed(error, Node, Peer, Reason);
+dial_ended(Node, Peer, Reason) ->
+    %% Usually a node that has just gone: as on TCP, no news.
+    dial_failed(info, Node, Peer, Reason).
 
 -spec dial_failed(logger:level(), node(), quic_dist_nif:peer(), term()) ->
           no_return().
@@ -405,13 +429,13 @@ dial_failed(Level, Node, Peer, Reason) ->
 
 %%% The handshake of dist_util
 
-start_controller(Conn, Family, Peer, Kernel) ->
-    case quic_dist_controller:start_link(Conn, Family, Peer) of
+start_controller(Conn, Family, Peer, Kernel, Node) ->
+    case quic_dist_controller:start_link(Conn, Family, Peer, Node) of
         {ok, Controller} ->
             ok = quic_dist_controller:set_supervisor(Controller, Kernel),
-            Controller;
-        {error, closed} ->
-            ?shutdown2(no_node, connection_setup_failed)
+            {ok, Controller};
+        {error, closed} = Error ->
+            Error
     end.
 
 %% These funs stay with the connection: they name exported functions, so that

@@ -13,7 +13,7 @@
 %% is gone.
 -module(quic_dist_controller).
 
--export([start_link/3, set_supervisor/2, set_node/2, get_node/1,
+-export([start_link/4, set_supervisor/2, set_node/2, get_node/1,
          first_message/1, send/2, recv/3, getll/1, enter_node/2,
          get_address/2, pre_nodeup/1,
          handshake_complete/3, tick/1, getstat/1, info/1]).
@@ -21,7 +21,7 @@
          close_user_stream/2, reset_user_stream/2, reset_user_stream/3,
          accept_user_streams/2, stop_accepting_streams/1,
          controlling_process/3, list_user_streams/1]).
--export([init/3, handshake_loop/1, common_call/3, moved/3, end_with/2]).
+-export([init/4, handshake_loop/1, common_call/3, moved/3, end_with/2]).
 
 -export_type([link/0]).
 
@@ -54,17 +54,20 @@
 %%% What the handshake uses
 
 %% @doc Starts the controller of a connection that has completed its QUIC
-%% handshake, linked to the caller, and makes it the connection's owner.
+%% handshake, linked to the caller, and makes it the connection's owner. Of one
+%% that has ended meanwhile, the caller is the owner.
 -spec start_link(quic_dist_nif:connection(), quic_dist_opts:family(),
-                 quic_dist_nif:peer()) -> {ok, pid()} | {error, closed}.
-start_link(Conn, Family, Peer) ->
-    Pid = spawn_opt(?MODULE, init, [Conn, Family, Peer],
+                 quic_dist_nif:peer(), node() | undefined) ->
+          {ok, pid()} | {error, closed}.
+start_link(Conn, Family, Peer, Node) ->
+    Pid = spawn_opt(?MODULE, init, [Conn, Family, Peer, Node],
                     [link, {priority, max},
                      {message_queue_data, off_heap}, {fullsweep_after, 0}]),
     case quic_dist_nif:set_owner(Conn, Pid) of
         ok ->
             {ok, Pid};
         {error, closed} ->
+            _ = quic_dist_nif:set_owner(Conn, self()),
             unlink(Pid),
             exit(Pid, kill),
             {error, closed}
@@ -289,10 +292,10 @@ reply(Alias, Reply) ->
 
 %% @private
 -spec init(quic_dist_nif:connection(), quic_dist_opts:family(),
-           quic_dist_nif:peer()) -> no_return().
-init(Conn, Family, Peer) ->
+           quic_dist_nif:peer(), node() | undefined) -> no_return().
+init(Conn, Family, Peer, Node) ->
     handshake_loop(#state{link = #{conn => Conn, family => Family, peer => Peer,
-                                   node => undefined}}).
+                                   node => Node}}).
 
 %% @private
 -spec handshake_loop(#state{}) -> no_return().
@@ -328,8 +331,20 @@ handshake_call({send, Message}, From,
             reply(From, ok),
             State#state{last = Message};
         _ ->
-            reply(From, quic_dist_nif:control_send(Conn, Message)),
-            State
+            case quic_dist_nif:control_send(Conn, Message) of
+                {error, closed} = Error ->
+                    %% Who has called ends by this, and takes this process along,
+                    %% which has to say first why. That is on its way.
+                    receive
+                        {quic_dist, Conn, {closed, Reason}} ->
+                            Closed = closed_in_handshake(Reason, State),
+                            reply(From, Error),
+                            Closed
+                    end;
+                Result ->
+                    reply(From, Result),
+                    State
+            end
     end;
 handshake_call({recv, Timeout}, From, #state{reader = undefined} = State) ->
     Timer = case Timeout of

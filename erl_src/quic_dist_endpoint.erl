@@ -44,10 +44,14 @@
                 identity :: undefined | quic_dist_nif:identity(),
                 %% how it was made
                 trust :: undefined | quic_dist_trust:trust(),
-                %% the last one that was made from another node's cookie
-                other :: undefined | {non_neg_integer(), quic_dist_nif:identity()},
+                %% those of other nodes' cookies
+                cookies = quic_dist_cookies:new() :: quic_dist_cookies:cookies(),
                 %% a hash of what it was made from
                 made_from :: undefined | non_neg_integer(),
+                %% the same of what the endpoint was told of others' cookies
+                others_from :: undefined | non_neg_integer(),
+                %% the last question of the endpoint's about these
+                asked = 0 :: non_neg_integer(),
                 acceptor :: undefined | {pid(), reference()},
                 %% incoming connections that no acceptor has taken yet, newest
                 %% first; the engine's max_connections bounds them
@@ -212,7 +216,13 @@ handle_info(forget, State) ->
     {noreply, State};
 handle_info({check_cookie, Endpoint}, #state{endpoint = Endpoint} = State) ->
     check_cookie_later(Endpoint),
-    {noreply, renew_identity(State)};
+    {noreply, renew_others(renew_identity(State))};
+handle_info({quic_dist_unknown_cookie, Endpoint, Question},
+            #state{endpoint = Endpoint} = State) ->
+    %% It may have been set a moment ago.
+    {noreply, tell_others(renew_identity(State#state{asked = Question}))};
+handle_info({other_cookies, Endpoint}, #state{endpoint = Endpoint} = State) ->
+    {noreply, tell_others(State)};
 handle_info({'DOWN', Monitor, process, Pid, _},
             #state{acceptor = {Pid, Monitor}} = State) ->
     {noreply, State#state{acceptor = undefined}};
@@ -261,8 +271,9 @@ bind({First, Last}, Opts, #state{identity = Identity} = State) ->
     case quic_dist_nif:endpoint_open(self(), Identity, Opts#{port => First}) of
         {ok, Endpoint, Port} ->
             check_cookie_later(Endpoint),
+            self() ! {other_cookies, Endpoint},
             {ok, State#state{endpoint = Endpoint, ip = maps:get(ip, Opts),
-                             port = Port}};
+                             port = Port, asked = 0}};
         {error, eaddrinuse} ->
             bind({First + 1, Last}, Opts, State);
         {error, _} = Error ->
@@ -364,7 +375,7 @@ make_identity(#state{made_from = Before} = State) ->
 new_identity(#state{node = ListenNode} = State) ->
     case quic_dist_trust:read() of
         {ok, Trust} ->
-            Cookie = fun() -> cookie(ListenNode) end,
+            Cookie = fun() -> quic_dist_cookies:own(ListenNode) end,
             case quic_dist_trust:identity(Trust, Cookie, own_name(State)) of
                 {ok, Identity, Warnings} ->
                     lists:foreach(
@@ -390,7 +401,7 @@ new_identity(#state{node = ListenNode} = State) ->
 made_from(#state{trust = undefined} = State) ->
     erlang:phash2({first, own_name(State)});
 made_from(#state{trust = Trust, node = ListenNode} = State) ->
-    case cookie(ListenNode) of
+    case quic_dist_cookies:own(ListenNode) of
         {ok, Cookie} ->
             erlang:phash2({Cookie, own_name(State),
                            quic_dist_trust:stamp(Trust)});
@@ -405,51 +416,73 @@ own_name(#state{node = ListenNode}) ->
         Node -> atom_to_binary(Node)
     end.
 
-%% Another cluster's cookie, for one node. What was made of it last is kept: it
-%% takes 0.2 s.
+%% Other nodes' cookies matter where certificates are made of cookies.
 dial_as(Node, #state{endpoint = Endpoint, trust = #{by := cookie} = Trust,
-                     other = Other} = State) ->
-    case {cookie(State#state.node), cookie(Node)} of
-        {{ok, Own}, {ok, Cookie}} when Cookie =/= Own ->
-            Name = own_name(State),
-            From = erlang:phash2({Cookie, Name}),
-            case Other of
-                {From, Identity} ->
-                    {reply, {ok, Endpoint, Identity}, State};
-                _ ->
-                    case quic_dist_trust:identity(
-                           Trust, fun() -> {ok, Cookie} end, Name) of
-                        {ok, Identity, _} ->
-                            {reply, {ok, Endpoint, Identity},
-                             State#state{other = {From, Identity}}};
-                        {error, _} = Error ->
-                            {reply, Error, State}
-                    end
+                     node = ListenNode, cookies = Cookies} = State) ->
+    case quic_dist_cookies:own(ListenNode) of
+        {ok, Own} ->
+            case quic_dist_cookies:for_dialling(Node, Own, Trust,
+                                                own_name(State), Cookies) of
+                {ok, Identity, NewCookies} ->
+                    {reply, {ok, Endpoint, Identity},
+                     State#state{cookies = NewCookies}};
+                {error, _} = Error ->
+                    {reply, Error, State}
             end;
-        _ ->
+        {error, no_cookie} ->
             {reply, {ok, Endpoint, nil}, State}
     end;
 dial_as(_Node, #state{endpoint = Endpoint} = State) ->
     {reply, {ok, Endpoint, nil}, State}.
 
-%% Asked for by name, because net_kernel gives the node its own entry of
-%% `-setcookie Node Cookie' only after listen. auth is gone before us when the
-%% distribution stops.
-cookie(ListenNode) ->
-    try auth:get_cookie(case ListenNode of
-                            undefined -> node();
-                            _ -> ListenNode
-                        end) of
-        nocookie ->
-            case whereis(auth) of
-                undefined -> {error, no_cookie};
-                _ -> {ok, <<"nocookie">>}
-            end;
-        Cookie ->
-            {ok, atom_to_binary(Cookie)}
-    catch
-        exit:_ -> {error, no_cookie}
+%% Tells the endpoint by which cookies others may dial, if that has changed.
+renew_others(#state{others_from = Before} = State) ->
+    case others_from(State) of
+        {Before, NewState} -> NewState;
+        {_, NewState} -> tell_others(NewState)
     end.
+
+others_from(#state{trust = #{by := cookie}, node = ListenNode,
+                   cookies = Cookies} = State) ->
+    case quic_dist_cookies:own(ListenNode) of
+        {ok, Own} ->
+            {Hash, Found} = quic_dist_cookies:hash(Own, own_name(State), Cookies),
+            {Hash, State#state{cookies = Found}};
+        {error, no_cookie} ->
+            {State#state.others_from, State}
+    end;
+others_from(State) ->
+    {undefined, State}.
+
+%% One identity is made at a time, so that others who ask something of this
+%% server wait for one at most. Who is held waits for all: his may be the last.
+tell_others(State) ->
+    %% What is set from here on makes another hash.
+    {From, #state{endpoint = Endpoint, asked = Asked} = NewState} =
+        others_from(State),
+    {Step, Others, Told} = others(NewState#state{others_from = From}),
+    Answered = case Step of
+                   all ->
+                       Asked;
+                   more ->
+                       self() ! {other_cookies, Endpoint},
+                       0
+               end,
+    ok = quic_dist_nif:endpoint_set_others(Endpoint, Others, Answered),
+    Told.
+
+others(#state{trust = #{by := cookie} = Trust, node = ListenNode,
+              cookies = Cookies} = State) ->
+    case quic_dist_cookies:own(ListenNode) of
+        {ok, Own} ->
+            {Step, Others, NewCookies} =
+                quic_dist_cookies:others(Own, Trust, own_name(State), Cookies),
+            {Step, Others, State#state{cookies = NewCookies}};
+        {error, no_cookie} ->
+            {all, [], State}
+    end;
+others(State) ->
+    {all, [], State}.
 
 name(inet) -> quic_dist_endpoint;
 name(inet6) -> quic6_dist_endpoint.

@@ -6,6 +6,8 @@
 %% <li>to the owner of an endpoint:
 %%   `{quic_dist_incoming, Endpoint, Conn, Peer}',
 %%   `{quic_dist_refused, Endpoint, Peer, Reason}',
+%%   `{quic_dist_unknown_cookie, Endpoint, Question}' (somebody who dials goes by
+%%   a cookie that is not known, and is held: see endpoint_set_others/3),
 %%   `{quic_dist_log, Level, Text}',
 %%   `{quic_dist_endpoint_down, Endpoint, Text}' (its thread failed)</li>
 %% <li>to the owner of a connection: `{quic_dist, Conn, connected}',
@@ -28,7 +30,7 @@
 -export([load/0,
          identity_new/3, identity_files/4,
          endpoint_open/3, endpoint_close/1, endpoint_set_identity/2,
-         endpoint_info/1,
+         endpoint_set_others/3, endpoint_info/1,
          connect/5, peer_is/2, peer_certificate/1, set_owner/2, set_input/2,
          control_send/2, data_send/3, data_send_large/3, packet_sender/1, data_take/1,
          tick/1, seek/2, stats/1, info/1, close/2, panic/2]).
@@ -46,7 +48,7 @@
 
 -nifs([identity_new/3, identity_files/4,
        endpoint_open/3, endpoint_close/1, endpoint_set_identity/2,
-       endpoint_info/1,
+       endpoint_set_others/3, endpoint_info/1,
        connect/5, peer_is/2, peer_certificate/1, set_owner/2, set_input/2,
        control_send/2, data_send/3, data_send_large/3, packet_sender/1, data_take/1,
        tick/1, seek/2, stats/1, info/1, close/2, panic/2]).
@@ -122,6 +124,15 @@ endpoint_close(_Endpoint) ->
 %% @doc Sets the identity that new connections use.
 -spec endpoint_set_identity(endpoint(), identity()) -> ok.
 endpoint_set_identity(_Endpoint, _Identity) ->
+    ?NOT_LOADED.
+
+%% @doc Sets the nodes for which there is another cookie than this node's own, and
+%% the identities made of those; `nil' where there is none (yet). These nodes may
+%% dial by these, nobody else, and they by no other. `Answered': the last
+%% `Question' that was asked before the cookies were looked up, or 0.
+-spec endpoint_set_others(endpoint(), [{Node :: binary(), identity() | nil}],
+                          Answered :: non_neg_integer()) -> ok.
+endpoint_set_others(_Endpoint, _Others, _Answered) ->
     ?NOT_LOADED.
 
 %% @doc What the endpoint does at the moment: address, counters.

@@ -17,7 +17,7 @@ use crate::connection::{Network, Transmit};
 use crate::driver::Driver;
 use crate::event::Events;
 use crate::handle::{Command, Commands, ConnectionCommand, Handle, Id, SendError, Shared};
-use crate::identity::{IdentityError, NodeIdentity};
+use crate::identity::{IdentityError, NodeIdentity, OtherCookie};
 use crate::layout::Role;
 use crate::socket::Socket;
 
@@ -100,6 +100,8 @@ pub(crate) enum EndpointCommand<E: Events> {
         peer: E::Peer,
     },
     SetIdentity(Arc<NodeIdentity>),
+    /// The cookies for others, and the last question that this answers.
+    SetOthers(Vec<OtherCookie>, u64),
     /// End every connection, for at most this long, and then the thread.
     Close(Duration),
 }
@@ -213,7 +215,7 @@ impl<E: Events> Endpoint<E> {
         let counters = Arc::new(Counters::default());
         let (driver, commands) = Driver::new(
             socket,
-            &identity,
+            identity,
             limits.clone(),
             ids.clone(),
             counters.clone(),
@@ -290,6 +292,13 @@ impl<E: Events> Endpoint<E> {
     /// New connections, both ways, use this identity from now on.
     pub fn set_identity(&self, identity: Arc<NodeIdentity>) {
         self.endpoint(EndpointCommand::SetIdentity(identity));
+    }
+
+    /// All nodes for which there is another cookie than this node's own: they may dial by that, and by
+    /// no other. `answered`: the last question ([`Events::unknown_cookie`]) that was asked before these
+    /// were looked up, or 0; who has waited for it is refused if his is not among them.
+    pub fn set_others(&self, others: Vec<OtherCookie>, answered: u64) {
+        self.endpoint(EndpointCommand::SetOthers(others, answered));
     }
 
     /// Ends every connection in order, within `linger`, and does not wait for it.

@@ -83,6 +83,12 @@ pub trait Events: Send + 'static {
     /// A peer that dialled us failed before [`Events::incoming`].
     fn refused(&mut self, from: SocketAddr, reason: &CloseReason);
 
+    /// Somebody who dials goes by a cookie that is not known here. Whether there will be an answer, by
+    /// [`crate::Endpoint::set_others`] with the number of this question: until then the handshake is held.
+    fn unknown_cookie(&mut self, _question: u64) -> bool {
+        false
+    }
+
     /// The event thread ends, after every connection was told: because the endpoint was closed, or
     /// for this reason.
     fn ended(&mut self, error: Option<String>);

@@ -6,9 +6,9 @@
 -include_lib("common_test/include/ct.hrl").
 
 -export([all/0, suite/0, init_per_suite/1, end_per_suite/1, init_per_testcase/2, end_per_testcase/2]).
--export([event_thread_panics/1, storm/1, dear_handshakes/1, mutating_network/1]).
+-export([event_thread_panics/1, storm/1, dear_handshakes/1, unknown_cookies/1, mutating_network/1]).
 %% run on the nodes
--export([echo/0, ping_pong/2]).
+-export([echo/0, ping_pong/2, count_questions/0, questions/0]).
 
 -define(LIB, quic_dist_test_lib).
 -define(AGENT, quic_dist_test_agent).
@@ -19,10 +19,11 @@
 -define(MIB, 1048576).
 -define(MAX_HALF_OPEN, 256).
 -define(RETRY_THRESHOLD, 16).
+-define(STRANGERS, 1500).
 
 suite() -> [{timetrap, {seconds, 120 + storm_s()}}].
 
-all() -> [event_thread_panics, storm, dear_handshakes, mutating_network].
+all() -> [event_thread_panics, storm, dear_handshakes, unknown_cookies, mutating_network].
 
 init_per_suite(Config) -> ?LIB:init_suite(Config).
 end_per_suite(Config) -> ?LIB:end_suite(Config).
@@ -183,6 +184,71 @@ dear_handshakes(_Config) ->
     true = Grown < HalfOpen * 2 * ?MIB,
     NodeB = ?LIB:call(A, erpc, call, [NodeB, erlang, node, [], 10000]),
     ok = gen_udp:close(Socket).
+
+%% Strangers that name the authority of a cookie that nobody has, each another: Erlang is asked for all of them together, now and then, and
+%% derives nothing for it.
+unknown_cookies(_Config) ->
+    %% with a place for each of them
+    Places = lists:append([["-quic_dist", Name, integer_to_list(2 * ?STRANGERS)] || Name <- ["retry_threshold", "max_half_open", "max_connections"]]),
+    [A, B] = ?LIB:start_all([#{tag => "a"}, #{tag => "named", args => Places}]),
+    ?LIB:connect(A, B),
+    NodeB = ?LIB:node(B),
+    Port = registered(NodeB),
+    {ok, Socket} = gen_udp:open(0, [binary, {ip, ?LOOPBACK}, {active, false}]),
+    Packets = [unknown_cookie() || _ <- lists:seq(1, ?STRANGERS)],
+    ok = ?LIB:call(B, ?MODULE, count_questions, []),
+    Started = now_ms(),
+    [begin
+         ok = gen_udp:send(Socket, ?LOOPBACK, Port, Packet),
+         I rem 20 =:= 0 andalso timer:sleep(2)
+     end || {I, Packet} <- lists:zip(lists:seq(1, ?STRANGERS), Packets)],
+    NodeB = ?LIB:call(A, erpc, call, [NodeB, erlang, node, [], 10000]),
+    Millis = now_ms() - Started,
+    {Questions, Longest, Made} = ?LIB:call(B, ?MODULE, questions, []),
+    #{half_open := HalfOpen} = info(B),
+    ct:log("~b first packets, ~b half open in ~b ms: ~b questions, at most ~b messages waited, ~b identities made",
+           [?STRANGERS, HalfOpen, Millis, Questions, Longest, Made]),
+    true = HalfOpen > ?STRANGERS div 2,
+    %% one in 10 ms
+    true = Questions >= 1,
+    true = Questions =< Millis div 10 + 2,
+    %% an open question at most, and what else there is
+    true = Longest < 10,
+    0 = Made,
+    ?LIB:connect(?LIB:start(#{tag => "newcomer"}), B),
+    ok = gen_udp:close(Socket).
+
+unknown_cookie() ->
+    Attempt = quic_dist_test_initial:new(),
+    Name = <<(string:lowercase(binary:encode_hex(crypto:strong_rand_bytes(24))))/binary, ".cookie.quic-dist.invalid">>,
+    quic_dist_test_initial:packet(Attempt, quic_dist_test_initial:client_hello(Attempt, [<<"quic_dist/2">>], Name)).
+
+%% run on the node: counts what the endpoint's server gets and makes, and how much waits for it
+count_questions() ->
+    Self = self(),
+    Pid = spawn(fun() ->
+        register(question_counter, self()),
+        Server = whereis(quic_dist_endpoint),
+        1 = erlang:trace(Server, true, ['receive', call]),
+        1 = erlang:trace_pattern({quic_dist_nif, identity_new, 3}, true, []),
+        Self ! counting,
+        count(Server, 0, 0, 0)
+    end),
+    receive counting -> ok after 5000 -> exit(Pid, kill), error(not_counting) end.
+
+count(Server, Questions, Longest, Made) ->
+    receive
+        {trace, Server, 'receive', {quic_dist_unknown_cookie, _, _}} ->
+            {message_queue_len, Length} = process_info(Server, message_queue_len),
+            count(Server, Questions + 1, max(Longest, Length), Made);
+        {trace, Server, call, _} -> count(Server, Questions, Longest, Made + 1);
+        {tell, From} -> From ! {counted, {Questions, Longest, Made}};
+        _ -> count(Server, Questions, Longest, Made)
+    end.
+
+questions() ->
+    question_counter ! {tell, self()},
+    receive {counted, Counted} -> Counted after 5000 -> error(not_counted) end.
 
 %%% A network that alters what it carries
 

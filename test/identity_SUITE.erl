@@ -117,9 +117,7 @@ cookies_apart(_Config) ->
     ok = ?LIB:connect(A, C),
     refused(C, B).
 
-%% erlang:set_cookie/2, on inet_tcp and here. A node has one cookie for another, whichever of them dials; the cookie's authority has to be
-%% known before it is known who dials, so that only the node that has a cookie for the other can dial, and a cookie that is neither's own
-%% leads nowhere. With certificate files it is as on inet_tcp.
+%% erlang:set_cookie/2, on inet_tcp and here: a node has one cookie for another, whichever of them dials. More in set_cookie_SUITE.
 cookie_for_one_node(Config) ->
     Files = fun(Name) ->
         #{cert := Cert, key := Key, ca := Ca} = files(Config, Name, leaf(Config, Name)),
@@ -129,8 +127,7 @@ cookie_for_one_node(Config) ->
     ct:log("inet_tcp: ~p", [Tcp]),
     [{a_has_the_cookie_of_b, true, true}, {both_have_a_third, true, true}, {each_has_that_of_the_other, false, false}] = Tcp,
     Tcp = one_node("quic", Files),
-    [{a_has_the_cookie_of_b, true, false}, {both_have_a_third, false, false}, {each_has_that_of_the_other, false, false}] =
-        one_node("quic", fun(_) -> [] end).
+    Tcp = one_node("quic", fun(_) -> [] end).
 
 %% Whether A can dial B, and B can dial A; nobody else of B's cluster is let in, and what was said both ways over the one connection
 %% arrives.

@@ -2,7 +2,7 @@
 %% was refused, without a QUIC library. The keys of Initial packets follow from the connection id that the client chose.
 -module(quic_dist_test_initial).
 
--export([new/0, client_hello/2, packet/2, packet/3, close_reason/2, version_probe/2]).
+-export([new/0, client_hello/2, client_hello/3, packet/2, packet/3, close_reason/2, version_probe/2]).
 
 -export_type([attempt/0]).
 
@@ -23,14 +23,19 @@ version_probe(#{dcid := Dcid, scid := Scid}, Size) ->
 
 %% A TLS 1.3 ClientHello that offers these protocols, and transport parameters that name the attempt.
 -spec client_hello(attempt(), [binary()]) -> binary().
-client_hello(#{scid := Scid}, Alpn) ->
+client_hello(Attempt, Alpn) -> client_hello(Attempt, Alpn, <<>>).
+
+%% The same with a server name.
+-spec client_hello(attempt(), [binary()], binary()) -> binary().
+client_hello(#{scid := Scid}, Alpn, Name) ->
+    ServerName = [extension(0, <<(byte_size(Name) + 3):16, 0, (byte_size(Name)):16, Name/binary>>) || Name =/= <<>>],
     {Share, _} = crypto:generate_key(ecdh, x25519),
     Protocols = << <<(byte_size(P)), P/binary>> || P <- Alpn >>,
     Groups = <<16#001d:16>>,
     Signatures = <<16#0403:16, 16#0804:16, 16#0807:16, 16#0401:16>>,
     %% initial_source_connection_id, initial_max_data, initial_max_stream_data_bidi_local and _remote, initial_max_streams_bidi
     Parameters = <<16#0f, (byte_size(Scid)), Scid/binary, 4, 4, 16#80100000:32, 5, 4, 16#80100000:32, 6, 4, 16#80100000:32, 8, 2, 16#4064:16>>,
-    Extensions = << (extension(16#2b, <<2, 16#0304:16>>))/binary, (extension(16#0a, <<(byte_size(Groups)):16, Groups/binary>>))/binary,
+    Extensions = << (iolist_to_binary(ServerName))/binary, (extension(16#2b, <<2, 16#0304:16>>))/binary, (extension(16#0a, <<(byte_size(Groups)):16, Groups/binary>>))/binary,
                     (extension(16#0d, <<(byte_size(Signatures)):16, Signatures/binary>>))/binary,
                     (extension(16#33, <<36:16, 16#001d:16, 32:16, Share/binary>>))/binary,
                     (extension(16#10, <<(byte_size(Protocols)):16, Protocols/binary>>))/binary, (extension(16#39, Parameters))/binary >>,

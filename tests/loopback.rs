@@ -4,6 +4,8 @@ mod support;
 
 #[path = "loopback/addresses.rs"]
 mod addresses;
+#[path = "loopback/cookies.rs"]
+mod cookies;
 #[path = "loopback/hostile.rs"]
 mod hostile;
 #[path = "loopback/lifecycle.rs"]

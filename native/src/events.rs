@@ -121,6 +121,17 @@ impl Events for NifEvents {
         });
     }
 
+    fn unknown_cookie(&mut self, question: u64) -> bool {
+        if exit::exiting() {
+            return false;
+        }
+        let endpoint = self.endpoint.clone();
+        self.send(self.owner, move |env| {
+            (atoms::quic_dist_unknown_cookie(), endpoint, question).encode(env)
+        });
+        true
+    }
+
     fn ended(&mut self, error: Option<String>) {
         let Some(error) = error else { return };
         if exit::exiting() {

@@ -160,6 +160,22 @@ fn endpoint_set_identity(
 }
 
 #[rustler::nif]
+fn endpoint_set_others(
+    endpoint: ResourceArc<EndpointResource>,
+    others: Vec<(Binary, Option<ResourceArc<IdentityResource>>)>,
+    answered: u64,
+) -> rustler::Atom {
+    if let Some(endpoint) = endpoint.get() {
+        let others = others.into_iter().map(|(node, identity)| {
+            let node = String::from_utf8_lossy(node.as_slice()).into_owned();
+            (node, identity.map(|identity| identity.0.clone()))
+        });
+        endpoint.set_others(others.collect(), answered);
+    }
+    atoms::ok()
+}
+
+#[rustler::nif]
 fn endpoint_info<'a>(env: Env<'a>, endpoint: ResourceArc<EndpointResource>) -> Term<'a> {
     match endpoint.get() {
         Some(endpoint) => terms::endpoint_info(env, endpoint),

@@ -14,7 +14,7 @@ pub mod atoms {
     rustler::atoms! {
         ok, error, warning, info, true_ = "true", undefined,
         quic_dist, quic_dist_incoming, quic_dist_refused, quic_dist_log, quic_dist_packets,
-        quic_dist_endpoint_down,
+        quic_dist_endpoint_down, quic_dist_unknown_cookie,
         connected, control, writable, low, moved, silent, closed, busy, too_long, bad_option, identity,
         peer_closed, local_closed, idle_timeout, handshake_timeout, tls, protocol_error,
         transport_error, owner_down, endpoint_closed, endpoint_failed, io,

@@ -5,11 +5,12 @@
 //! client in the session and to the server in the ticket, and verifies nothing anew; so dates are
 //! looked at here.
 
+use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::{Connection, Happening};
+use super::{Connection, Happening, State};
 use crate::close::CloseReason;
-use crate::identity::{PeerCertificate, Verified};
+use crate::identity::{Choice, PeerCertificate, Verified};
 use crate::layout::Role;
 use crate::sessions::Session;
 
@@ -24,6 +25,8 @@ pub(super) struct Peer {
     /// The node that was dialled; its certificate has to say so.
     dialled: Option<String>,
     pub verified: Verified,
+    /// Where it dials us: by which cookie's authority it may have come.
+    choice: Option<Arc<Choice>>,
     /// The session has been told.
     told: bool,
 }
@@ -33,6 +36,7 @@ impl Peer {
         Peer {
             dialled: None,
             verified: Verified::Cookie,
+            choice: None,
             told: false,
         }
     }
@@ -55,13 +59,36 @@ impl Connection {
         self.peer.verified = verified;
     }
 
+    /// The peer may come by one of several authorities.
+    pub(crate) fn set_choice(&mut self, choice: Arc<Choice>) {
+        self.peer.choice = Some(choice);
+    }
+
+    /// Whether the handshake waits for an authority to be found ([`Choice::question`]). Then nothing is
+    /// sent: a client of whose packets all are acknowledged, and that has no keys yet, asks for an answer
+    /// a round trip later, and again, with full datagrams (RFC 9002, section 6.2.2.1). One that hears
+    /// nothing repeats its first packet, ever more slowly. Once there is an answer, the next sending
+    /// goes on with it.
+    pub(super) fn is_held(&mut self) -> bool {
+        let (State::Handshaking(_), Some(choice)) = (&self.state, &self.peer.choice) else {
+            return false;
+        };
+        let tls: &mut boring::ssl::SslRef = self.quic.as_mut();
+        choice.holds(tls)
+    }
+
     /// Looks at the certificate of a peer whose handshake is complete. An error has ended the
     /// connection.
     pub(super) fn judge_peer(&mut self) -> Result<(), CloseReason> {
         if self.peer.verified == Verified::No {
             return Ok(());
         }
-        let certificate = self.quic.peer_cert().and_then(PeerCertificate::read);
+        let mut certificate = self.quic.peer_cert().and_then(PeerCertificate::read);
+        if let (Some(certificate), Some(choice), Verified::Cookie) =
+            (&mut certificate, &self.peer.choice, self.peer.verified)
+        {
+            certificate.limit(choice.admits(self.quic.as_mut()));
+        }
         let refusal = match (&certificate, self.peer.dialled.as_deref()) {
             (None, _) => Some((
                 BAD_CERTIFICATE,
@@ -72,7 +99,14 @@ impl Connection {
                     .then(|| out_of_time(certificate))
                     .flatten()
                     .map(|text| (CERTIFICATE_EXPIRED, text));
-                expired.or_else(|| {
+                let other = certificate.is_of_another_cookie().then(|| {
+                    let text = format!(
+                        "the peer's certificate, of {}, is of another cookie than is set for it",
+                        certificate.whose()
+                    );
+                    (BAD_CERTIFICATE, text)
+                });
+                expired.or(other).or_else(|| {
                     let node = dialled.filter(|node| !certificate.is_for(node))?;
                     let text = format!(
                         "the peer's certificate is that of {}, not of {node}",

@@ -159,8 +159,12 @@ impl Connection {
         }
     }
 
-    /// Whether sending can wait a little: all there is to say is that one datagram came.
+    /// Whether sending can wait: for what holds the handshake, or a little, where all there is to say
+    /// is that one datagram came.
     pub(crate) fn can_wait(&mut self, now: Instant) -> bool {
+        if self.is_held() {
+            return true;
+        }
         let single = self.unanswered == 1
             && !self.urgent
             && self.held.is_none()

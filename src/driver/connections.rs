@@ -56,8 +56,13 @@ impl<E: Events> Driver<E> {
             None => None,
         };
         let config = other.as_mut().unwrap_or(&mut self.client);
-        let quic = quiche::connect_with_buffer_factory(None, &scid, local, to, config)
+        let mut quic: Quic = quiche::connect_with_buffer_factory(None, &scid, local, to, config)
             .map_err(|error| failed(&error))?;
+        let name = identity.unwrap_or(&self.own).server_name();
+        if let Some(name) = name.map_err(|error| failed(&error))? {
+            let tls: &mut boring::ssl::SslRef = quic.as_mut();
+            tls.set_hostname(&name).map_err(|error| failed(&error))?;
+        }
         Ok((quic, scid))
     }
 
@@ -101,6 +106,7 @@ impl<E: Events> Driver<E> {
         let mut connection =
             Connection::new(quic, Role::Server, &self.limits, shared, Instant::now());
         connection.set_verified(self.verified.1);
+        connection.set_choice(self.choice.clone());
         let place = self.admission.enter(from, original.is_some());
         // The client's own choice of id stays in use until it has learnt ours.
         let ids = vec![scid, dcid];

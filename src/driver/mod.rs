@@ -26,7 +26,7 @@ use crate::connection::{Connection, Train};
 use crate::endpoint::{CommandSender, Counters, EndpointCommand, OpenError};
 use crate::event::{Event, Events};
 use crate::handle::{Command, Handle, Id};
-use crate::identity::{NodeIdentity, Tickets, Verified};
+use crate::identity::{Choice, NodeIdentity, Tickets, Verified};
 use crate::layout::Role;
 use crate::sessions::Sessions;
 use crate::socket::{Batch, Socket};
@@ -39,6 +39,9 @@ const ADDRESSES: Token = Token(2);
 
 /// How often the event thread asks at least, whatever else runs in between.
 const BUSY_ROUNDS: usize = 3;
+/// How long after a question about cookies ([`Events::unknown_cookie`]) the next may follow: strangers
+/// cause them.
+const QUESTION_EVERY: Duration = Duration::from_millis(10);
 /// It asks for so many times `busy_wait` after a wait that was shorter than that.
 const PATIENCE: u32 = 3;
 
@@ -71,6 +74,12 @@ pub(crate) struct Driver<E: Events> {
     sender: Arc<CommandSender<E>>,
     events: E,
     limits: Limits,
+    /// The endpoint's own.
+    own: Arc<NodeIdentity>,
+    /// By which cookies others may dial.
+    choice: Arc<Choice>,
+    /// Before that time nothing is asked about them.
+    next_question: Instant,
     client: quiche::Config,
     server: quiche::Config,
     sessions: Sessions,
@@ -103,13 +112,15 @@ pub(crate) struct Driver<E: Events> {
 impl<E: Events> Driver<E> {
     pub fn new(
         socket: Socket,
-        identity: &NodeIdentity,
+        identity: Arc<NodeIdentity>,
         limits: Limits,
         ids: Arc<AtomicU64>,
         counters: Arc<Counters>,
         events: E,
     ) -> Result<(Self, Arc<CommandSender<E>>), OpenError> {
-        let (client, server) = configurations(&limits, identity)?;
+        let choice = Arc::new(Choice::default());
+        choice.set_own(&identity)?;
+        let (client, server) = configurations(&limits, &identity, &choice)?;
         let admission = Admission::new(&limits, Instant::now()).map_err(io::Error::other)?;
         let poll = Poll::new()?;
         socket.watch(poll.registry(), SOCKET)?;
@@ -129,12 +140,15 @@ impl<E: Events> Driver<E> {
             sender: sender.clone(),
             events,
             limits,
+            choice,
+            next_question: Instant::now(),
             client,
             server,
             sessions: Sessions::default(),
             identity: 0,
-            verified: verified(identity),
+            verified: verified(&identity),
             tickets: identity.tickets()?,
+            own: identity,
             // Before the first ticket: BoringSSL's own key would be replaced when it likes.
             ticket_epoch: None,
             entries: Slab::new(),
@@ -195,6 +209,7 @@ impl<E: Events> Driver<E> {
                 self.list(key);
             }
             self.serve();
+            self.ask(now);
             if !self.blocked.is_empty() {
                 self.socket.watch_room(self.poll.registry(), SOCKET, true)?;
             }
@@ -244,7 +259,8 @@ impl<E: Events> Driver<E> {
         if self.readable || !self.to_serve.is_empty() {
             return Some(Duration::ZERO);
         }
-        [self.timers.next(), self.closing]
+        let question = self.choice.has_question().then_some(self.next_question);
+        [self.timers.next(), self.closing, question]
             .into_iter()
             .flatten()
             .min()
@@ -257,6 +273,28 @@ impl<E: Events> Driver<E> {
         {
             entry.listed = true;
             self.to_serve.push_back(key);
+        }
+    }
+
+    /// Asks for the authority that somebody has called.
+    fn ask(&mut self, now: Instant) {
+        if !self.choice.has_question() || now < self.next_question {
+            return;
+        }
+        self.next_question = now + QUESTION_EVERY;
+        let question = self.choice.question();
+        if !self.events.unknown_cookie(question) {
+            self.choice.give_up(question);
+            self.go_on();
+        }
+    }
+
+    /// Who was held may be known now, or will not be.
+    fn go_on(&mut self) {
+        let incoming = self.entries.iter().filter(|(_, e)| e.half_open.is_some());
+        let keys: Vec<usize> = incoming.map(|(key, _)| key).collect();
+        for key in keys {
+            self.list(key);
         }
     }
 
@@ -314,8 +352,13 @@ impl<E: Events> Driver<E> {
                 }
             },
             EndpointCommand::SetIdentity(identity) => {
-                let configurations = configurations(&self.limits, &identity);
-                match configurations.and_then(|all| Ok((all, identity.tickets()?))) {
+                let configurations = configurations(&self.limits, &identity, &self.choice);
+                let set = configurations.and_then(|all| {
+                    let tickets = identity.tickets()?;
+                    self.choice.set_own(&identity)?;
+                    Ok((all, tickets))
+                });
+                match set {
                     Ok(((client, server), tickets)) => {
                         self.client = client;
                         self.server = server;
@@ -324,9 +367,17 @@ impl<E: Events> Driver<E> {
                         self.identity += 1;
                         self.verified = verified(&identity);
                         self.sessions = Sessions::default();
+                        self.own = identity;
                     }
                     Err(error) => log::error!("the new identity cannot be used: {error}"),
                 }
+            }
+            EndpointCommand::SetOthers(others, answered) => {
+                if let Err(error) = self.choice.set_others(others, answered) {
+                    log::error!("the cookies for other nodes cannot be used: {error}");
+                    self.choice.give_up(answered);
+                }
+                self.go_on();
             }
             EndpointCommand::Close(linger) => {
                 let now = Instant::now();
@@ -345,10 +396,11 @@ impl<E: Events> Driver<E> {
 fn configurations(
     limits: &Limits,
     identity: &NodeIdentity,
+    choice: &Arc<Choice>,
 ) -> Result<(quiche::Config, quiche::Config), OpenError> {
     Ok((
         config::quic(limits, Role::Client, identity.client_context()?)?,
-        config::quic(limits, Role::Server, identity.server_context()?)?,
+        config::quic(limits, Role::Server, identity.server_context_or(choice)?)?,
     ))
 }
 

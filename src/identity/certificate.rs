@@ -11,7 +11,7 @@ use boring::asn1::{Asn1Time, Asn1TimeRef};
 use boring::error::ErrorStack;
 use boring::x509::X509;
 
-use super::name;
+use super::{Admits, name};
 
 /// Ours have under 5 KB, however long the name, those of public authorities 2 KB; what is longer
 /// is not worth parsing.
@@ -28,6 +28,7 @@ pub struct PeerCertificate {
     not_before: i64,
     not_after: i64,
     dates: (String, String),
+    admits: Admits,
 }
 
 impl PeerCertificate {
@@ -83,6 +84,9 @@ impl PeerCertificate {
     /// that has no name yet. Of one that begins with `@`: for some node of that host.
     #[must_use]
     pub fn is_for(&self, name: &str) -> bool {
+        if !self.admits.name(name) {
+            return false;
+        }
         match name.split_once('@') {
             Some(("", host)) => {
                 self.nodes.iter().any(|node| node.ends_with(name)) || self.is_of_host(host)
@@ -91,6 +95,19 @@ impl PeerCertificate {
             Some((_, host)) => self.is_of_host(host),
             // A node that has no name yet: its certificate says so, or names its host.
             None => self.nodes.iter().any(String::is_empty) || self.is_of_host(name),
+        }
+    }
+
+    /// From now on it is good for these nodes at most.
+    pub(crate) fn limit(&mut self, admits: Admits) {
+        self.admits = admits;
+    }
+
+    /// The authority is not that of the cookie for the node, or nodes, that the certificate names.
+    pub(crate) fn is_of_another_cookie(&self) -> bool {
+        match &self.admits {
+            Admits::These(_) => !self.nodes.iter().any(|node| self.admits.name(node)),
+            Admits::Others(_) => self.nodes.iter().any(|node| !self.admits.name(node)),
         }
     }
 

@@ -21,13 +21,15 @@
 //!   replaces the verify mode (`true` gives `SSL_VERIFY_PEER` alone), and a client without a
 //!   certificate would be let in.
 //! * Give `quiche::connect` no server name: it would also ask for a DNS name in the certificate,
-//!   which a node called `a@10.0.0.1` has not got. The authority is the identity here.
+//!   which a node called `a@10.0.0.1` has not got. The authority is the identity here. The server
+//!   name that TLS sends says which authority that is (`choice`), and is set on its own.
 //! * TLS 1.3's client is done before the server has looked at the client's certificate. A client's
 //!   `is_established()` means "I accept the server"; that the server accepts the client is known by
 //!   its first byte, or its refusal.
 
 mod authority;
 mod certificate;
+mod choice;
 mod files;
 mod name;
 #[cfg(test)]
@@ -36,6 +38,7 @@ mod tickets;
 
 use std::error::Error;
 use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use boring::asn1::Asn1Time;
@@ -53,6 +56,8 @@ use crate::layout::Role;
 
 pub use authority::CookieAuthority;
 pub use certificate::PeerCertificate;
+pub use choice::OtherCookie;
+pub(crate) use choice::{Admits, Choice};
 pub use files::{FileError, Files, SideFiles};
 pub use tickets::Tickets;
 pub(crate) use tickets::epoch;
@@ -309,6 +314,27 @@ impl NodeIdentity {
     /// For `quiche::Config::with_boring_ssl_ctx_builder`, on the side that is dialled.
     pub fn server_context(&self) -> Result<SslContextBuilder, IdentityError> {
         self.server.context()
+    }
+
+    /// The same, for a node that has other cookies for others.
+    pub(crate) fn server_context_or(
+        &self,
+        choice: &Arc<Choice>,
+    ) -> Result<SslContextBuilder, IdentityError> {
+        let mut context = self.server.context()?;
+        if let Some(own) = self.server.of_cookie.clone() {
+            let choice = choice.clone();
+            context
+                .set_select_certificate_callback(move |mut hello| choice.choose(&own, &mut hello));
+        }
+        Ok(context)
+    }
+
+    /// The server name to dial with: it says by which cookie's authority. A new one for each dial.
+    pub(crate) fn server_name(&self) -> Result<Option<String>, IdentityError> {
+        let authority = self.client.of_cookie.as_deref();
+        let name = authority.map(choice::call).transpose();
+        name.during("server name")
     }
 }
 

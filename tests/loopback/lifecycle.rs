@@ -46,6 +46,7 @@ fn a_taken_port_is_an_error() {
         incoming,
         refused,
         ended,
+        questions: None,
     };
     let limits = crate::support::limits();
     let second =

@@ -52,6 +52,8 @@ pub struct Channels {
     pub incoming: Sender<Conn>,
     pub refused: Sender<(SocketAddr, CloseReason)>,
     pub ended: Sender<Option<String>>,
+    /// None: they are not answered.
+    pub questions: Option<Sender<u64>>,
 }
 
 impl Events for Channels {
@@ -67,6 +69,11 @@ impl Events for Channels {
 
     fn refused(&mut self, from: SocketAddr, reason: &CloseReason) {
         let _ = self.refused.send((from, reason.clone()));
+    }
+
+    fn unknown_cookie(&mut self, question: u64) -> bool {
+        let questions = self.questions.as_ref();
+        questions.is_some_and(|questions| questions.send(question).is_ok())
     }
 
     fn ended(&mut self, error: Option<String>) {
@@ -88,6 +95,16 @@ pub struct Node {
 
 impl Node {
     pub fn open(address: &str, identity: &Arc<NodeIdentity>, limits: Limits) -> Self {
+        Node::open_with(address, identity, limits, None)
+    }
+
+    /// One that looks for cookies that it does not know.
+    pub fn open_with(
+        address: &str,
+        identity: &Arc<NodeIdentity>,
+        limits: Limits,
+        questions: Option<Sender<u64>>,
+    ) -> Self {
         let (incoming_tx, incoming) = unbounded();
         let (refused_tx, refused) = unbounded();
         let (ended_tx, ended) = unbounded();
@@ -95,6 +112,7 @@ impl Node {
             incoming: incoming_tx,
             refused: refused_tx,
             ended: ended_tx,
+            questions,
         };
         let address = address.parse().unwrap();
         let endpoint = Endpoint::open(address, identity.clone(), limits, channels).unwrap();

@@ -63,18 +63,26 @@ impl Raw {
         while !condition(&mut self.quic) {
             assert!(start.elapsed() < PATIENCE, "not in {PATIENCE:?}: {what}");
             self.flush();
-            if let Ok((length, from)) = self.socket.recv_from(&mut buffer) {
-                let to = self.socket.local_addr().unwrap();
-                // What it cannot take ends it; the condition sees that.
-                let _ = self
-                    .quic
-                    .recv(&mut buffer[..length], quiche::RecvInfo { from, to });
-            }
+            self.read_into(&mut buffer);
             if self.quic.timeout() == Some(Duration::ZERO) {
                 self.quic.on_timeout();
             }
         }
         self.flush();
+    }
+
+    /// Takes a datagram that has come, or comes soon.
+    pub fn read(&mut self) {
+        self.read_into(&mut [0; 65_535]);
+    }
+
+    fn read_into(&mut self, buffer: &mut [u8]) {
+        if let Ok((length, from)) = self.socket.recv_from(buffer) {
+            let to = self.socket.local_addr().unwrap();
+            let info = quiche::RecvInfo { from, to };
+            // What it cannot take ends it, and shows.
+            let _ = self.quic.recv(&mut buffer[..length], info);
+        }
     }
 
     #[track_caller]
