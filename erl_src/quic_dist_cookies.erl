@@ -8,7 +8,7 @@
 %% published. If it is not there any more, no node may dial by such a cookie.
 -module(quic_dist_cookies).
 
--export([own/1, new/0, hash/3, for_dialling/5, others/4]).
+-export([own/1, new/0, hash/3, for_dialling/5, known/3, others/4]).
 
 -export_type([cookies/0]).
 
@@ -77,7 +77,14 @@ for_dialling(Node, Own, Trust, Name, #cookies{made = Made} = Cookies) ->
     end.
 
 %% @doc All nodes with another cookie than the own, and what has been made of
-%% these. Makes one that is missing; `more': others are missing still. What was
+%% these; `nil': nothing yet.
+-spec known(Own :: binary(), Name :: binary(), cookies()) ->
+          [{binary(), quic_dist_nif:identity() | nil}].
+known(Own, Name, #cookies{made = Made} = Cookies) ->
+    {Pairs, _} = set(Own, Name, Cookies),
+    [{Node, maps:get(key(Cookie, Name), Made, nil)} || {Node, Cookie} <- Pairs].
+
+%% @doc The same. Makes one that is missing; `more': others are missing still. What was
 %% made of a cookie that nobody has any more is forgotten.
 -spec others(Own :: binary(), quic_dist_trust:trust(), Name :: binary(),
              cookies()) ->

@@ -166,7 +166,7 @@ handle_call({dial, _Node}, _From, #state{endpoint = undefined} = State) ->
     %% It has failed, and is soon open again.
     {reply, {error, enetdown}, State};
 handle_call({dial, Node}, _From, State) ->
-    dial_as(Node, renew_identity(State));
+    dial_as(Node, renew_others(renew_identity(State)));
 handle_call(close, _From, State) ->
     {reply, ok, shut(State)};
 handle_call(listen_port, _From, #state{mode = listening, port = Port} = State) ->
@@ -198,7 +198,8 @@ handle_info({quic_dist_incoming, _Closed, Conn, _Peer}, State) ->
 handle_info({quic_dist_refused, Endpoint, Peer, Reason}, State) ->
     quic_dist_log:refused(Peer, Reason),
     case State of
-        #state{endpoint = Endpoint} -> {noreply, renew_identity(State)};
+        #state{endpoint = Endpoint} ->
+            {noreply, renew_others(renew_identity(State))};
         _ -> {noreply, State}
     end;
 handle_info({quic_dist_endpoint_down, Endpoint, Text},
@@ -435,11 +436,16 @@ dial_as(Node, #state{endpoint = Endpoint, trust = #{by := cookie} = Trust,
 dial_as(_Node, #state{endpoint = Endpoint} = State) ->
     {reply, {ok, Endpoint, nil}, State}.
 
-%% Tells the endpoint by which cookies others may dial, if that has changed.
-renew_others(#state{others_from = Before} = State) ->
+%% Tells the endpoint at once who may not dial by the own cookie, if that has
+%% changed, and makes what others may dial by afterwards.
+renew_others(#state{others_from = Before, endpoint = Endpoint} = State) ->
     case others_from(State) of
-        {Before, NewState} -> NewState;
-        {_, NewState} -> tell_others(NewState)
+        {Before, NewState} ->
+            NewState;
+        {From, NewState} ->
+            ok = quic_dist_nif:endpoint_set_others(Endpoint, known(NewState), 0),
+            self() ! {other_cookies, Endpoint},
+            NewState#state{others_from = From}
     end.
 
 others_from(#state{trust = #{by := cookie}, node = ListenNode,
@@ -470,6 +476,15 @@ tell_others(State) ->
                end,
     ok = quic_dist_nif:endpoint_set_others(Endpoint, Others, Answered),
     Told.
+
+known(#state{trust = #{by := cookie}, node = ListenNode,
+             cookies = Cookies} = State) ->
+    case quic_dist_cookies:own(ListenNode) of
+        {ok, Own} -> quic_dist_cookies:known(Own, own_name(State), Cookies);
+        {error, no_cookie} -> []
+    end;
+known(_State) ->
+    [].
 
 others(#state{trust = #{by := cookie} = Trust, node = ListenNode,
               cookies = Cookies} = State) ->

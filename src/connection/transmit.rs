@@ -231,23 +231,38 @@ impl Connection {
         Some(packet)
     }
 
-    /// A packet of a path that was left.
+    /// A packet of a path that was left. Each that is due has one try, so this ends.
     fn farewell(&mut self, out: &mut [u8]) -> Option<(usize, quiche::SendInfo)> {
-        let (Path { local, peer }, instead, last) = self.paths.farewell()?;
+        // While too much is under way on one of them, there is none for it, until quiche's timer has its say.
+        while let Some((path, instead, last)) = self.paths.farewell() {
+            if let Some(packet) = self.farewell_of(path, instead, &last, out) {
+                return Some(packet);
+            }
+        }
+        None
+    }
+
+    fn farewell_of(
+        &mut self,
+        path: Path,
+        instead: Path,
+        last: &[u8],
+        out: &mut [u8],
+    ) -> Option<(usize, quiche::SendInfo)> {
+        let Path { local, peer } = path;
         let (from, to) = (instead.local, instead.peer);
         // The window of that path may have no room for another.
         if !last.is_empty() && last.len() <= out.len() {
-            out[..last.len()].copy_from_slice(&last);
+            out[..last.len()].copy_from_slice(last);
             let at = Instant::now();
             return Some((last.len(), quiche::SendInfo { from, to, at }));
         }
-        // While too much is under way there, there is none, until quiche's timer has its say.
         self.quic.send_ack_eliciting_on_path(local, peer).ok()?;
         let room = out.len().min(self.paths.max_packet());
         let packet = &mut out[..room];
         let sent = self.quic.send_on_path(packet, Some(local), Some(peer));
         let (size, info) = sent.ok()?;
-        self.paths.said_farewell(Path { local, peer }, &out[..size]);
+        self.paths.said_farewell(path, &out[..size]);
         Some((size, quiche::SendInfo { from, to, ..info }))
     }
 }

@@ -65,6 +65,7 @@ pub struct CookieAuthority {
     key: PKey<Private>,
     certificate: X509,
     tickets: Secret,
+    calls: Secret,
 }
 
 impl CookieAuthority {
@@ -85,12 +86,18 @@ impl CookieAuthority {
             key,
             certificate,
             tickets: Secret::of_cookie(&seed[..]).during("ticket key")?,
+            calls: Secret::for_calls(&seed[..]).during("key of calls")?,
         })
     }
 
     /// What the keys of session tickets are derived from.
     pub(super) fn ticket_secret(&self) -> &Secret {
         &self.tickets
+    }
+
+    /// What the authority is called by.
+    pub(super) fn calls(&self) -> &Secret {
+        &self.calls
     }
 
     pub(super) fn public_key(&self) -> Result<Vec<u8>, IdentityError> {

@@ -5,9 +5,9 @@
 //! ([`call`], as the server name of TLS), and who is dialled looks for that one among those of its
 //! own cookie and of the cookies that it has for others. Who says nothing is answered with the own.
 //!
-//! What is said goes over the network as plain text. It is made of the authority's public key, so a
-//! guess at the cookie costs as much by it as by a certificate or a ticket: scrypt. And of a random
-//! number, so it does not show which nodes have one cookie, nor can it be looked up in a table.
+//! What is said goes over the network as plain text. It is made with a key that follows from the cookie
+//! alone, by scrypt, so a guess at the cookie costs as much by it as by a certificate or a ticket. And
+//! of a random number, so who does not know the cookie cannot tell which nodes have one in common.
 //!
 //! Who comes by the authority of a cookie that is set for some nodes has to be one of these, and none
 //! of these may come by the own ([`Admits`]): `dist_util` will ask for the one cookie afterwards.
@@ -27,6 +27,7 @@ use boring::ssl::{ClientHello, NameType, SelectCertError, Ssl, SslOptions, SslRe
 use boring::x509::store::{X509Store, X509StoreBuilder};
 use parking_lot::Mutex;
 
+use super::tickets::Secret;
 use super::{During, IdentityError, NodeIdentity, Shown};
 
 /// Below `invalid` (RFC 2606), so that it is nobody's host.
@@ -35,7 +36,7 @@ const LABEL: &[u8] = b"quic_dist authority called v1";
 const NONCE: usize = 8;
 const TAG: usize = 16;
 
-/// What who dials calls the authority of this public key.
+/// What who dials calls the authority that has this key for it (`Secret::for_calls`).
 pub(super) fn call(authority: &[u8]) -> Result<String, ErrorStack> {
     let mut nonce = [0; NONCE];
     boring::rand::rand_bytes(&mut nonce)?;
@@ -123,7 +124,7 @@ static ANSWER: LazyLock<Option<Index<Ssl, Answer>>> = LazyLock::new(|| Ssl::new_
 
 /// What is shown and demanded by one authority.
 struct Candidate {
-    authority: Vec<u8>,
+    calls: Secret,
     shown: Shown,
     /// Whose certificates are believed; everybody's if there is none.
     store: Option<X509Store>,
@@ -135,7 +136,7 @@ impl Candidate {
     /// `None`: the identity is not a cookie's.
     fn new(identity: &NodeIdentity, nodes: Option<Nodes>) -> Result<Option<Self>, IdentityError> {
         let side = &identity.server;
-        let (Some(authority), Some(shown)) = (&side.of_cookie, &side.shown) else {
+        let (Some(calls), Some(shown)) = (&side.calls, &side.shown) else {
             return Ok(None);
         };
         let store = match &side.demanded {
@@ -147,7 +148,7 @@ impl Candidate {
             None => None,
         };
         Ok(Some(Candidate {
-            authority: authority.clone(),
+            calls: calls.clone(),
             shown: shown.clone(),
             store,
             nodes,
@@ -191,7 +192,7 @@ impl Table {
 
     fn known(&self, called: &Called) -> Option<&Candidate> {
         let mut all = self.own.iter().chain(&self.others);
-        all.find(|candidate| called.is(&candidate.authority))
+        all.find(|candidate| called.is(candidate.calls.bytes()))
     }
 }
 
@@ -259,7 +260,7 @@ impl Choice {
         table.answer(question);
     }
 
-    /// BoringSSL's callback, with the public key of the authority that the context goes by. Called
+    /// BoringSSL's callback, with the key for calls of the authority that the context goes by. Called
     /// again for a handshake that is held, whenever something is sent.
     pub(super) fn choose(
         &self,

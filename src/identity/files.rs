@@ -188,6 +188,7 @@ fn side(files: &SideFiles) -> Result<Side, IdentityError> {
         shown,
         demanded,
         of_cookie: None,
+        calls: None,
     })
 }
 

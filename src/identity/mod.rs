@@ -198,6 +198,8 @@ struct Side {
     demanded: Option<Demanded>,
     /// The public key of the cookie's authority, if that signed what is shown, and is demanded.
     of_cookie: Option<Vec<u8>>,
+    /// What that authority is called by.
+    calls: Option<Secret>,
 }
 
 /// A node's own keys and certificates, and the authorities it trusts.
@@ -245,6 +247,7 @@ impl NodeIdentity {
                 depth: 0,
             }),
             of_cookie: Some(authority.public_key()?),
+            calls: Some(authority.calls().clone()),
         };
         Ok(Self {
             name: node_name.to_owned(),
@@ -322,18 +325,21 @@ impl NodeIdentity {
         choice: &Arc<Choice>,
     ) -> Result<SslContextBuilder, IdentityError> {
         let mut context = self.server.context()?;
-        if let Some(own) = self.server.of_cookie.clone() {
+        if let Some(own) = self.server.calls.clone() {
             let choice = choice.clone();
-            context
-                .set_select_certificate_callback(move |mut hello| choice.choose(&own, &mut hello));
+            context.set_select_certificate_callback(move |mut hello| {
+                choice.choose(own.bytes(), &mut hello)
+            });
         }
         Ok(context)
     }
 
     /// The server name to dial with: it says by which cookie's authority. A new one for each dial.
     pub(crate) fn server_name(&self) -> Result<Option<String>, IdentityError> {
-        let authority = self.client.of_cookie.as_deref();
-        let name = authority.map(choice::call).transpose();
+        let authority = self.client.calls.as_ref();
+        let name = authority
+            .map(|calls| choice::call(calls.bytes()))
+            .transpose();
         name.during("server name")
     }
 }

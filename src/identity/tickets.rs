@@ -22,6 +22,7 @@ const HASH: usize = 32;
 
 const OF_COOKIE: &[u8] = b"quic_dist session tickets of a cookie v1";
 const OF_KEY: &[u8] = b"quic_dist session tickets of a key v1";
+const CALLS: &[u8] = b"quic_dist calls of a cookie's authority v1";
 
 /// What a node derives its [`Tickets`] from.
 #[derive(Clone)]
@@ -31,6 +32,16 @@ impl Secret {
     /// Of the seed that the cookie's authority is made of.
     pub fn of_cookie(seed: &[u8]) -> Result<Self, ErrorStack> {
         extract(OF_COOKIE, seed)
+    }
+
+    /// What a cookie's authority is called by ([`super::choice`]): of the seed, and not of the authority's
+    /// public key, which follows from any certificate that it has signed.
+    pub fn for_calls(seed: &[u8]) -> Result<Self, ErrorStack> {
+        extract(CALLS, seed)
+    }
+
+    pub fn bytes(&self) -> &[u8] {
+        &self.0[..]
     }
 
     /// Of the operator's key and the cookie's seed. Not of the key alone: who has stolen one could

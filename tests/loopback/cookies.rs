@@ -179,9 +179,9 @@ fn who_is_held_for_long_is_quiet() {
     // His first message has two datagrams; if they come one at a time the first is acknowledged.
     let sent = counters.send_calls.load(Relaxed);
     assert!(sent <= 1, "{sent} answers");
-    // Two each time that a time doubles, which is 1 ms at first if that was acknowledged.
+    // Two each time that a time doubles, which is 1 ms at first if that was acknowledged: some 24.
     let received = counters.datagrams_received.load(Relaxed);
-    assert!(received <= 30, "{received} datagrams");
+    assert!(received <= 40, "{received} datagrams");
     let theirs = ("b@127.0.0.1".to_owned(), Some(mint(&THEIRS, "a@127.0.0.1")));
     // While there are others to be found, this one is.
     a.endpoint.set_others(vec![theirs], question - 1);
@@ -194,7 +194,7 @@ fn who_is_held_for_long_is_quiet() {
 #[test]
 fn who_is_held_is_half_open() {
     let limits = Limits {
-        handshake_timeout: Duration::from_millis(500),
+        handshake_timeout: Duration::from_secs(2),
         ..limits()
     };
     let (a, questions) = open_with(&OURS, "a@127.0.0.1", limits);
