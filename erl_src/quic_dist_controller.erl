@@ -13,7 +13,7 @@
 %% is gone.
 -module(quic_dist_controller).
 
--export([start_link/4, set_supervisor/2, set_node/2, get_node/1,
+-export([start_link/4, set_supervisor/2, get_node/1,
          first_message/1, send/2, recv/3, getll/1, enter_node/2,
          get_address/2, pre_nodeup/1,
          handshake_complete/3, tick/1, getstat/1, info/1]).
@@ -78,11 +78,6 @@ start_link(Conn, Family, Peer, Node) ->
 -spec set_supervisor(pid(), Kernel :: pid()) -> ok | {error, closed}.
 set_supervisor(Controller, Kernel) ->
     call(Controller, {set_supervisor, Kernel}).
-
-%% @doc Sets the name of the other node, as far as it is known.
--spec set_node(pid(), node()) -> ok | {error, closed}.
-set_node(Controller, Node) ->
-    call(Controller, {set_node, Node}).
 
 %% @doc The name of the other node, if it is known yet.
 -spec get_node(pid()) -> {ok, node()} | undefined | {error, closed}.
@@ -458,9 +453,6 @@ common_call({set_supervisor, Kernel}, From, Link) ->
     link(Kernel),
     reply(From, ok),
     Link;
-common_call({set_node, Node}, From, Link) ->
-    reply(From, ok),
-    Link#{node := Node};
 common_call(get_node, From, #{node := undefined} = Link) ->
     reply(From, undefined),
     Link;

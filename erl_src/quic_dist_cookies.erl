@@ -84,8 +84,8 @@ known(Own, Name, #cookies{made = Made} = Cookies) ->
     {Pairs, _} = set(Own, Name, Cookies),
     [{Node, maps:get(key(Cookie, Name), Made, nil)} || {Node, Cookie} <- Pairs].
 
-%% @doc The same. Makes one that is missing; `more': others are missing still. What was
-%% made of a cookie that nobody has any more is forgotten.
+%% @doc The same. Makes one that is missing; `more': others are missing
+%% still. What was made of a cookie that nobody has any more is forgotten.
 -spec others(Own :: binary(), quic_dist_trust:trust(), Name :: binary(),
              cookies()) ->
           {more | all, [{binary(), quic_dist_nif:identity() | nil}], cookies()}.

@@ -418,23 +418,28 @@ own_name(#state{node = ListenNode}) ->
     end.
 
 %% Other nodes' cookies matter where certificates are made of cookies.
-dial_as(Node, #state{endpoint = Endpoint, trust = #{by := cookie} = Trust,
-                     node = ListenNode, cookies = Cookies} = State) ->
+dial_as(Node, #state{endpoint = Endpoint, trust = Trust,
+                     cookies = Cookies} = State) ->
+    Found = by_cookies(fun(Own, Name) ->
+                               quic_dist_cookies:for_dialling(Node, Own, Trust,
+                                                              Name, Cookies)
+                       end, {ok, nil, Cookies}, State),
+    case Found of
+        {ok, Identity, NewCookies} ->
+            {reply, {ok, Endpoint, Identity}, State#state{cookies = NewCookies}};
+        {error, _} = Error ->
+            {reply, Error, State}
+    end.
+
+%% What is made of the own cookie and the own name; `None' where certificates are
+%% not made of cookies, or there is no cookie (any more).
+by_cookies(Make, None, #state{trust = #{by := cookie}, node = ListenNode} = State) ->
     case quic_dist_cookies:own(ListenNode) of
-        {ok, Own} ->
-            case quic_dist_cookies:for_dialling(Node, Own, Trust,
-                                                own_name(State), Cookies) of
-                {ok, Identity, NewCookies} ->
-                    {reply, {ok, Endpoint, Identity},
-                     State#state{cookies = NewCookies}};
-                {error, _} = Error ->
-                    {reply, Error, State}
-            end;
-        {error, no_cookie} ->
-            {reply, {ok, Endpoint, nil}, State}
+        {ok, Own} -> Make(Own, own_name(State));
+        {error, no_cookie} -> None
     end;
-dial_as(_Node, #state{endpoint = Endpoint} = State) ->
-    {reply, {ok, Endpoint, nil}, State}.
+by_cookies(_Make, None, _State) ->
+    None.
 
 %% Tells the endpoint at once who may not dial by the own cookie, if that has
 %% changed, and makes what others may dial by afterwards.
@@ -448,15 +453,12 @@ renew_others(#state{others_from = Before, endpoint = Endpoint} = State) ->
             NewState#state{others_from = From}
     end.
 
-others_from(#state{trust = #{by := cookie}, node = ListenNode,
-                   cookies = Cookies} = State) ->
-    case quic_dist_cookies:own(ListenNode) of
-        {ok, Own} ->
-            {Hash, Found} = quic_dist_cookies:hash(Own, own_name(State), Cookies),
-            {Hash, State#state{cookies = Found}};
-        {error, no_cookie} ->
-            {State#state.others_from, State}
-    end;
+others_from(#state{trust = #{by := cookie}, cookies = Cookies,
+                   others_from = Before} = State) ->
+    {Hash, Found} = by_cookies(fun(Own, Name) ->
+                                       quic_dist_cookies:hash(Own, Name, Cookies)
+                               end, {Before, Cookies}, State),
+    {Hash, State#state{cookies = Found}};
 others_from(State) ->
     {undefined, State}.
 
@@ -477,27 +479,16 @@ tell_others(State) ->
     ok = quic_dist_nif:endpoint_set_others(Endpoint, Others, Answered),
     Told.
 
-known(#state{trust = #{by := cookie}, node = ListenNode,
-             cookies = Cookies} = State) ->
-    case quic_dist_cookies:own(ListenNode) of
-        {ok, Own} -> quic_dist_cookies:known(Own, own_name(State), Cookies);
-        {error, no_cookie} -> []
-    end;
-known(_State) ->
-    [].
+known(#state{cookies = Cookies} = State) ->
+    by_cookies(fun(Own, Name) -> quic_dist_cookies:known(Own, Name, Cookies) end,
+               [], State).
 
-others(#state{trust = #{by := cookie} = Trust, node = ListenNode,
-              cookies = Cookies} = State) ->
-    case quic_dist_cookies:own(ListenNode) of
-        {ok, Own} ->
-            {Step, Others, NewCookies} =
-                quic_dist_cookies:others(Own, Trust, own_name(State), Cookies),
-            {Step, Others, State#state{cookies = NewCookies}};
-        {error, no_cookie} ->
-            {all, [], State}
-    end;
-others(State) ->
-    {all, [], State}.
+others(#state{trust = Trust, cookies = Cookies} = State) ->
+    {Step, Others, NewCookies} =
+        by_cookies(fun(Own, Name) ->
+                           quic_dist_cookies:others(Own, Trust, Name, Cookies)
+                   end, {all, [], Cookies}, State),
+    {Step, Others, State#state{cookies = NewCookies}}.
 
 name(inet) -> quic_dist_endpoint;
 name(inet6) -> quic6_dist_endpoint.

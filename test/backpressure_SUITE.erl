@@ -85,7 +85,7 @@ warm_up(A, B) ->
     R = ?LIB:run(B, fun() -> spawn(?MODULE, receive_numbered, [Base, 64, 1]) end),
     _ = ?LIB:run(A, fun() -> send_numbered(R, Base, 64) end),
     done = result(B, R, 30000),
-    _ = [?LIB:run(H, fun() -> [erlang:garbage_collect(P) || P <- processes()], ok end) || H <- [A, B]],
+    _ = [ok = ?LIB:collect(H) || H <- [A, B]],
     ok.
 
 %% The most that was resident until no sender had got on for a while.

@@ -197,14 +197,8 @@ bulk() ->
     ok.
 
 mtu(H, Other) ->
-    #{mtu := Mtu} = info(H, Other),
+    #{mtu := Mtu} = ?LIB:connection(H, Other),
     Mtu.
-
-info(H, Other) ->
-    Node = ?LIB:node(Other),
-    #{connections := Connections} = ?LIB:call(H, quic_dist, info, []),
-    [Info] = [C || #{node := N} = C <- Connections, N =:= Node],
-    Info.
 
 %% 1 Mbit/s carries less than is said meanwhile. Its queue overflows, which the socket is told as ENOBUFS.
 rate_drops(Config) ->
@@ -489,7 +483,7 @@ finished(Fault, Longest, {A, B, Relay, Talk}, Config) ->
     Said = ?TALK:finish(Talk),
     Pauses = [Pause || {_, Pause} <- ?TALK:pauses(Talk)],
     [[nodeup] = [What || E <- ?LIB:call(H, ?AGENT, node_events, []), What <- [element(1, E)], element(2, E) =:= ?LIB:node(Other)] || {H, Other} <- Talk],
-    Infos = [info(H, Other) || {H, Other} <- Talk],
+    Infos = [?LIB:connection(H, Other) || {H, Other} <- Talk],
     Lost = [io_lib:format("~b of ~b", [L, S]) || #{packets_lost := L, packets_sent := S} <- Infos],
     Left = [?TALK:left(H) || H <- [A, B]],
     ?LIB:disconnect(A, B),

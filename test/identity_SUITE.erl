@@ -66,18 +66,12 @@ met(A, B) ->
     ok = ?LIB:connect(A, B),
     %% the ticket has come when something that was sent after it has
     pong = ?LIB:call(A, net_adm, ping, [?LIB:node(B)]),
-    #{resumed := Resumed, verified := ByA, peer_name := PeerName} = connection(A, B),
-    #{resumed := Resumed, verified := ByB} = connection(B, A),
+    #{resumed := Resumed, verified := ByA, peer_name := PeerName} = ?LIB:connection(A, B),
+    #{resumed := Resumed, verified := ByB} = ?LIB:connection(B, A),
     NodeB = ?LIB:node(B),
     NodeB = binary_to_atom(PeerName),
     ok = ?LIB:disconnect(A, B),
     {Resumed, ByA, ByB}.
-
-connection(A, B) ->
-    Node = ?LIB:node(B),
-    #{connections := Connections} = ?LIB:call(A, quic_dist, info, []),
-    [Connection] = [C || #{node := N} = C <- Connections, N =:= Node],
-    Connection.
 
 %% The endpoint looks at the cookie once a second.
 renewed_identity(Nodes) ->
@@ -112,7 +106,7 @@ cookies_apart(_Config) ->
     true = ?LIB:call(A, erlang, set_cookie, [?LIB:node(B), qdt_other_cluster_56]),
     ok = ?LIB:connect(A, B),
     NameB = atom_to_binary(?LIB:node(B)),
-    #{verified := cookie, peer_name := NameB} = connection(A, B),
+    #{verified := cookie, peer_name := NameB} = ?LIB:connection(A, B),
     ok = ?LIB:disconnect(A, B),
     ok = ?LIB:connect(A, C),
     refused(C, B).
@@ -175,26 +169,26 @@ certificate_files(Config) ->
     [A, B] = Nodes = start_certified(Config, [Middle, Middle], fun(Files) -> with_optfile(Config, Files, "a pass phrase") end),
     ok = ?LIB:connect(A, B),
     [begin
-         #{verified := certificate, peer_name := Name, resumed := false} = connection(X, Y),
+         #{verified := certificate, peer_name := Name, resumed := false} = ?LIB:connection(X, Y),
          Name = atom_to_binary(?LIB:node(Y)),
          pong = ?LIB:call(X, net_adm, ping, [?LIB:node(Y)])
      end || {X, Y} <- [{A, B}, {B, A}]],
     ok = ?LIB:disconnect(A, B),
     ok = ?LIB:connect(A, B),
-    #{resumed := true, verified := certificate} = connection(B, A),
+    #{resumed := true, verified := certificate} = ?LIB:connection(B, A),
     [false = has_logged(N, "certificate") || N <- Nodes],
     %% It is killed and started again, with the same files: its key and the cookie together are what reads its tickets.
     Args = ["-quic_dist_optfile", file(Config, maps:get(name, B) ++ ".opt")],
     Again = kill_and_restart(A, B, #{args => Args}),
     ok = ?LIB:connect(A, Again),
     pong = ?LIB:call(A, net_adm, ping, [?LIB:node(Again)]),
-    #{resumed := true, verified := certificate} = connection(Again, A),
+    #{resumed := true, verified := certificate} = ?LIB:connection(Again, A),
     ok = ?LIB:disconnect(A, Again),
     %% The key alone does not: nothing has changed for A, which still has its session.
     Other = kill_and_restart(A, Again, #{args => Args, cookie => "qdt_another_cookie_1234"}),
     true = ?LIB:call(A, erlang, set_cookie, [?LIB:node(Other), qdt_another_cookie_1234]),
     ok = ?LIB:connect(A, Other),
-    #{resumed := false, verified := certificate} = connection(Other, A),
+    #{resumed := false, verified := certificate} = ?LIB:connection(Other, A),
     %% A node with the cookie and no certificate of the authority's is a stranger.
     X = ?LIB:start(#{tag => "x"}),
     refused(X, A),
@@ -207,7 +201,7 @@ by_host(Config) ->
     [A, B, C] = [start_with(Config, ?LIB:name("h"), Options(Names), fun quic_dist_env/1)
                  || Names <- [[{ip, {127, 0, 0, 1}}], [{dns, "h.example.com"}, {ip, {127, 0, 0, 1}}], [{dns, "localhost"}, {ip, {127, 0, 0, 2}}]]],
     ok = ?LIB:connect(A, B),
-    #{peer_name := <<>>, verified := certificate} = connection(A, B),
+    #{peer_name := <<>>, verified := certificate} = ?LIB:connection(A, B),
     refused(A, C),
     said(A, "is that of localhost, 127.0.0.2, not of"),
     refused(C, A),
@@ -245,8 +239,8 @@ flags(Config) ->
 
 connects([A, B]) ->
     ok = ?LIB:connect(A, B),
-    #{verified := certificate} = connection(A, B),
-    #{verified := certificate} = connection(B, A),
+    #{verified := certificate} = ?LIB:connection(A, B),
+    #{verified := certificate} = ?LIB:connection(B, A),
     pong = ?LIB:call(A, net_adm, ping, [?LIB:node(B)]).
 
 %% The node does not start, and says which option it is.
@@ -343,8 +337,8 @@ verify_none(Config) ->
     [said(N, "verify_none: nodes are not verified") || N <- [A, B]],
     [false = has_logged(N, "who says that it is") || N <- [A, B]],
     ok = ?LIB:connect(A, B),
-    #{verified := none, peer_name := <<>>} = connection(A, B),
-    #{verified := none} = connection(B, A),
+    #{verified := none, peer_name := <<>>} = ?LIB:connection(A, B),
+    #{verified := none} = ?LIB:connection(B, A),
     said(A, "verify_none: who says that it is " ++ atom_to_list(?LIB:node(B))),
     said(B, "verify_none: who says that it is " ++ atom_to_list(?LIB:node(A))),
     %% A self-signed certificate, as erlang_quic's guide makes one.
@@ -353,11 +347,11 @@ verify_none(Config) ->
         ["-config", write_term(Config, "none.config", [{quic, [{dist, [{cert_file, Cert}, {key_file, Key}, {verify, verify_none}]}]}])]
     end),
     ok = ?LIB:connect(A, C),
-    #{verified := none} = connection(C, A),
+    #{verified := none} = ?LIB:connection(C, A),
     %% It has to be asked for: a node that verifies does not take C, and takes the others by their cookie.
     D = ?LIB:start(#{tag => "d"}),
     ok = ?LIB:connect(D, A),
-    #{verified := cookie} = connection(D, A),
+    #{verified := cookie} = ?LIB:connection(D, A),
     refused(D, C),
     refused(C, D).
 

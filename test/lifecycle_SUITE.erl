@@ -75,7 +75,7 @@ reconnect_leaves_nothing(_Config) ->
     ok.
 
 settled(Handle) ->
-    _ = ?LIB:run(Handle, fun() -> [erlang:garbage_collect(P) || P <- processes()], ok end),
+    ok = ?LIB:collect(Handle),
     timer:sleep(300),
     counts(Handle).
 

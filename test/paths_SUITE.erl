@@ -208,9 +208,7 @@ connected(A, B) ->
 go_on(Talk) -> ?TALK:go_on(Talk, ?PAUSE_MS).
 
 peer(H, Other) ->
-    Node = ?LIB:node(Other),
-    #{connections := Connections} = ?LIB:call(H, quic_dist, info, []),
-    [Peer] = [Peer || #{node := N, peer := Peer} <- Connections, N =:= Node],
+    #{peer := Peer} = ?LIB:connection(H, Other),
     Peer.
 
 %% A line that says so, with all these words.

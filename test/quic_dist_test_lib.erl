@@ -11,7 +11,8 @@
 -export([start/1, start_all/1, boot/1, kill/1, stop/1, cast/4, signal/2, call/4, call/5, run/2, run/3, worker/1, run_in/3, node/1, os_pid/1]).
 -export([small_disk/2, no_disk/1]).
 -export([output/1, await_exit/2, name/1, node_args/1, carrier_args/0, carrier_args/1, ebin/0, cookie/0, erl/0]).
--export([connect/2, await_connected/2, await_alone/1, await_mesh/1, disconnect/2]).
+-export([connect/2, await_connected/2, await_alone/1, await_mesh/1, disconnect/2, connection/2]).
+-export([collect/1]).
 -export([wait_until/2, wait_until/3, not_at_midnight/1]).
 -export([threads/1, fds/1, rss/1, alive/1, free_port/0, fake_epmd_name/2]).
 
@@ -448,6 +449,20 @@ wait_loop(What, Fun, Deadline, Pause) ->
             timer:sleep(Pause),
             wait_loop(What, Fun, Deadline, min(2 * Pause, 50))
     end.
+
+%%% What a node says of itself
+
+%% What A knows of its connection with B.
+-spec connection(handle(), handle()) -> map().
+connection(A, B) ->
+    Node = ?MODULE:node(B),
+    #{connections := Connections} = call(A, quic_dist, info, []),
+    [Connection] = [C || #{node := N} = C <- Connections, N =:= Node],
+    Connection.
+
+%% Collects the garbage of all processes: what they have on their heaps is not what is left of anything.
+-spec collect(handle()) -> ok.
+collect(Handle) -> run(Handle, fun() -> _ = [erlang:garbage_collect(P) || P <- processes()], ok end).
 
 %%% What the operating system says of a node
 

@@ -177,17 +177,11 @@ met(A, B) ->
 meet(A, B) ->
     ok = ?LIB:connect(A, B),
     [pong = ?LIB:call(X, net_adm, ping, [?LIB:node(Y)]) || {X, Y} <- [{A, B}, {B, A}]],
-    #{resumed := Resumed, verified := cookie, peer_name := NameB, role := client} = connection(A, B),
-    #{resumed := Resumed, verified := cookie, peer_name := NameA, role := server} = connection(B, A),
+    #{resumed := Resumed, verified := cookie, peer_name := NameB, role := client} = ?LIB:connection(A, B),
+    #{resumed := Resumed, verified := cookie, peer_name := NameA, role := server} = ?LIB:connection(B, A),
     [NameA, NameB] = [atom_to_binary(?LIB:node(N)) || N <- [A, B]],
     ok = ?LIB:disconnect(A, B),
     Resumed.
-
-connection(A, B) ->
-    Node = ?LIB:node(B),
-    #{connections := Connections} = ?LIB:call(A, quic_dist, info, []),
-    [Connection] = [C || #{node := N} = C <- Connections, N =:= Node],
-    Connection.
 
 refused(A, B) ->
     false = ?LIB:call(A, net_kernel, connect_node, [?LIB:node(B)]),

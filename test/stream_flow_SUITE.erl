@@ -227,12 +227,7 @@ flat(Nodes, Round, Tries) ->
         false -> error({grown, Grown})
     end.
 
-%% What a process has on its heap is not a stream's.
-resident(Nodes) ->
-    [begin
-         _ = ?LIB:run(H, fun() -> [erlang:garbage_collect(P) || P <- processes()], ok end),
-         ?LIB:rss(H)
-     end || H <- Nodes].
+resident(Nodes) -> [begin ok = ?LIB:collect(H), ?LIB:rss(H) end || H <- Nodes].
 
 thousand(Node) ->
     Streams = [open_soon(Node) || _ <- lists:seq(1, 1000)],
