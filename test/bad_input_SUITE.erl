@@ -25,7 +25,7 @@
 %% so many lines in the log are enough for any flood
 -define(LOG_LIMIT, 100).
 
-suite() -> [{timetrap, {seconds, 60}}].
+suite() -> [{timetrap, {seconds, 120}}].
 
 all() ->
     [initial_maker, garbage, shaped_garbage, oversized, truncated, bit_flips, replayed, replayed_on_path,
@@ -306,7 +306,7 @@ newcomer(B) ->
 
 unharmed(A, B, [NodeA, NodeB], Before) ->
     %% everything half-open has had its time
-    ?LIB:wait_until(half_open_gone, fun() -> half_open(B) =:= 0 end, ?HANDSHAKE_TIMEOUT + 5000),
+    ?LIB:wait_until(half_open_gone, fun() -> half_open(B) =:= 0 end, ?HANDSHAKE_TIMEOUT + 15000),
     ?LIB:wait_until({nothing_left, Before}, fun() ->
         Now = counts(B),
         lists:all(fun(K) -> maps:get(K, Now) =< maps:get(K, Before) end, [threads, fds, processes, ports, connections])

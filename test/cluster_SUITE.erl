@@ -13,7 +13,7 @@
 -define(LIB, quic_dist_test_lib).
 -define(SIMULTANEOUS, 200).
 
-suite() -> [{timetrap, {seconds, 90}}].
+suite() -> [{timetrap, {seconds, 180}}].
 
 all() ->
     [two, three, five, hidden, dist_auto_connect_never, dynamic_name, short_names, ipv6,
@@ -181,7 +181,7 @@ start_after_boot(_Config) ->
          I =:= 5 orelse stop_distribution(A, B)
      end || I <- lists:seq(1, 5)],
     %% what an endpoint had goes with its thread, soon
-    ?LIB:wait_until({threads_fds, Threads, Fds}, fun() -> {?LIB:threads(A), ?LIB:fds(A)} =:= {Threads, Fds} end, 10000).
+    ?LIB:wait_until({threads_fds, Threads, Fds}, fun() -> ?LIB:threads(A) =< Threads andalso ?LIB:fds(A) =< Fds end, 10000).
 
 stop_distribution(A, B) ->
     ok = ?LIB:call(A, net_kernel, stop, []),
@@ -257,9 +257,9 @@ init_stop(_Config) ->
     ?LIB:await_mesh([A, B, C]),
     0 = ?LIB:stop(B),
     %% the others hear of it from B, long before any tick would tell them
-    Stopped = erlang:monotonic_time(millisecond),
+    Stopped = quic_dist_test_clock:now_ms(),
     ?LIB:await_mesh([A, C]),
-    true = erlang:monotonic_time(millisecond) - Stopped < 3000,
+    true = quic_dist_test_clock:took(Stopped) < 3000,
     %% no terminal noise of a crash on the way down
     nomatch = re:run(?LIB:output(B), "crash|CRASH|panick", []).
 

@@ -278,6 +278,7 @@ cut_short(Config) ->
 stopped_reader(Config) ->
     {From, _} = random("from", 32 * ?MIB, Config),
     {A, B, _, NodeB} = ?S:pair(),
+    [ok = ?LIB:collect(H) || H <- [A, B]],
     Before = [?LIB:rss(H) || H <- [A, B]],
     Done = ?LIB:run(A, fun() ->
         _ = ?S:acceptor(NodeB, [{active, false}]),
@@ -286,7 +287,7 @@ stopped_reader(Config) ->
         get(done)
     end, 60000),
     true = Done =< 2 * ?MIB,
-    [true = ?LIB:rss(H) - Was < 16 * ?MIB || {H, Was} <- lists:zip([A, B], Before)].
+    [?LIB:wait_until({grown, Was}, fun() -> ok = ?LIB:collect(H), ?LIB:rss(H) - Was < 16 * ?MIB end, 10000) || {H, Was} <- lists:zip([A, B], Before)].
 
 %% Both ways at once, on a path that loses, doubles and reorders.
 bad_network(Config) ->

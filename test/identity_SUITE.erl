@@ -11,7 +11,7 @@
 -define(LIB, quic_dist_test_lib).
 -define(CA, quic_dist_test_ca).
 
-suite() -> [{timetrap, {seconds, 60}}].
+suite() -> [{timetrap, {seconds, 120}}].
 
 all() ->
     [resumed, not_with_another_cookie, cookies_apart, cookie_for_one_node, weak_cookies,
@@ -126,12 +126,12 @@ cookie_for_one_node(Config) ->
 %% Whether A can dial B, and B can dial A; nobody else of B's cluster is let in, and what was said both ways over the one connection
 %% arrives.
 one_node(Carrier, ToArgs) ->
-    Start = fun(Cookie) ->
+    Options = fun(Cookie) ->
         Name = ?LIB:name("one"),
-        ?LIB:start(#{name => Name, carrier => Carrier, cookie => Cookie, args => ToArgs(Name)})
+        #{name => Name, carrier => Carrier, cookie => Cookie, args => ToArgs(Name)}
     end,
     [begin
-         [A, B, C] = [Start(Cookie) || Cookie <- ["qdt_cluster_of_a_78", "qdt_cluster_of_b_90", "qdt_cluster_of_b_90"]],
+         [A, B, C] = All = ?LIB:start_all([Options(Cookie) || Cookie <- ["qdt_cluster_of_a_78", "qdt_cluster_of_b_90", "qdt_cluster_of_b_90"]]),
          {NodeA, NodeB} = {?LIB:node(A), ?LIB:node(B)},
          [true = ?LIB:call(H, erlang, set_cookie, [Other, Cookie])
           || {H, Other, Cookie} <- [{A, NodeB, CookieOfA} || CookieOfA =/= none] ++ [{B, NodeA, CookieOfB} || CookieOfB =/= none]],
@@ -145,6 +145,7 @@ one_node(Carrier, ToArgs) ->
               Can
           end || {From, To} <- [{A, NodeB}, {B, NodeA}]],
          [refused(X, Y) || {X, Y} <- [{A, C}, {C, A}]],
+         [?LIB:kill(H) || H <- All],
          list_to_tuple([What | Results])
      end || {What, CookieOfA, CookieOfB} <- [{a_has_the_cookie_of_b, qdt_cluster_of_b_90, none},
                                              {both_have_a_third, qdt_third_cookie_12, qdt_third_cookie_12},

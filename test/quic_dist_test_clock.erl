@@ -3,7 +3,7 @@
 %% sleeps longer than that, by far, nobody else on this machine has had either: a busy machine wakes it in time.
 -module(quic_dist_test_clock).
 
--export([start/0, now_ms/0, stalled/1, longest/1]).
+-export([start/0, now_ms/0, took/1, stalled/1, longest/1]).
 
 -define(EVERY_MS, 10).
 %% Many times what it takes on two processors that are fully in use (they are seen to take 100).
@@ -30,6 +30,10 @@ start() ->
 
 -spec now_ms() -> integer().
 now_ms() -> erlang:monotonic_time(millisecond).
+
+%% How long it is since then, without the time that the machine stood still.
+-spec took(Since :: integer()) -> non_neg_integer().
+took(Since) -> now_ms() - Since - stalled(Since).
 
 %% For how long it stood still since then, in all.
 -spec stalled(Since :: integer()) -> non_neg_integer().

@@ -386,16 +386,16 @@ naming(sname, #{name := Name}) -> ["-sname", Name].
 -spec connect(handle(), handle()) -> ok.
 connect(A, B) ->
     NodeB = ?MODULE:node(B),
-    %% right after a disconnect the other end may still be taking its old connection down, and then it refuses
-    wait_until({connect, NodeB}, fun() -> call(A, net_kernel, connect_node, [NodeB]) =:= true end, 20000),
-    await_connected(A, B).
+    %% Right after a disconnect the other end may still be taking its old connection down, and then it refuses. And one may be told that
+    %% it is connected of a connection that is about to end: then it dials anew.
+    wait_until({connect, NodeB}, fun() -> call(A, net_kernel, connect_node, [NodeB]) =:= true andalso are_connected(A, B) end, 40000).
 
 -spec await_connected(handle(), handle()) -> ok.
-await_connected(A, B) ->
-    {NodeA, NodeB} = {?MODULE:node(A), ?MODULE:node(B)},
-    wait_until({connected, NodeA, NodeB}, fun() ->
-        lists:member(NodeB, call(A, erlang, nodes, [connected])) andalso lists:member(NodeA, call(B, erlang, nodes, [connected]))
-    end, 20000).
+await_connected(A, B) -> wait_until({connected, A, B}, fun() -> are_connected(A, B) end, 20000).
+
+are_connected(A, B) -> sees(A, ?MODULE:node(B)) andalso sees(B, ?MODULE:node(A)).
+
+sees(Handle, Node) -> lists:member(Node, call(Handle, erlang, nodes, [connected])).
 
 -spec await_alone(handle()) -> ok.
 await_alone(A) ->
@@ -411,10 +411,11 @@ await_mesh(Handles) ->
 -spec disconnect(handle(), handle()) -> ok.
 disconnect(A, B) ->
     {NodeA, NodeB} = {?MODULE:node(A), ?MODULE:node(B)},
-    _ = call(A, erlang, disconnect_node, [NodeB]),
     try
         wait_until({disconnected, NodeA, NodeB}, fun() ->
-            not lists:member(NodeB, call(A, erlang, nodes, [connected])) andalso not lists:member(NodeA, call(B, erlang, nodes, [connected]))
+            %% again: global, cut off in the midst of its first words, may have connected them meanwhile
+            _ = call(A, erlang, disconnect_node, [NodeB]),
+            not sees(A, NodeB) andalso not sees(B, NodeA) andalso has_let_go(A, NodeB) andalso has_let_go(B, NodeA)
         end, 20000)
     catch
         %% it takes a bad network to get here: what either of them makes of it
@@ -422,6 +423,10 @@ disconnect(A, B) ->
             carrier() =:= quic andalso ct:log("~p~n~p", [Why, [call(H, quic_dist, info, []) || H <- [A, B]]]),
             error(Why)
     end.
+
+%% net_kernel, too, has taken the connection down, which takes it a little longer than nodes() to know. (It may keep another record of the node.)
+has_let_go(Handle, Node) ->
+    run(Handle, fun() -> ets:whereis(sys_dist) =:= undefined orelse [] =:= [C || C <- ets:lookup(sys_dist, Node), element(1, C) =:= connection] end).
 
 %%% Waiting
 

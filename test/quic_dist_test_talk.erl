@@ -28,7 +28,12 @@ start(A, B, Size) ->
     [ok = ?LIB:call(H, ?MODULE, listen, []) || H <- [A, B]],
     [ok = ?LIB:call(From, ?MODULE, say, [?LIB:node(To), Size]) || {From, To} <- [{A, B}, {B, A}]],
     [?LIB:wait_until({talks, From}, fun() -> last(To) > 100 end, 20000) || {From, To} <- Talk],
-    go_on(Talk, 1000),
+    %% what it takes to get going is no pause
+    ?LIB:wait_until({steady, Talk}, fun() ->
+        timer:sleep(300),
+        lists:all(fun({New, Pause}) -> New > 0 andalso Pause =< 500 end, pauses(Talk))
+    end, 30000),
+    _ = go_on(Talk, 1000),
     Talk.
 
 %% On each side: how many messages came since it was last asked, and the longest time without one, in ms; without the longest time that

@@ -67,7 +67,7 @@ taken(Relay) ->
 
 %% A node with the epmd module is dialled, and dials, as any; and where a route says so, elsewhere.
 epmd_route(_Config) ->
-    [A, B] = ?LIB:start_all([#{tag => "routed", args => ["-epmd_module", "quic_dist_test_epmd", "-kernel", "net_setuptime", "2"]}, #{tag => "b"}]),
+    [A, B] = ?LIB:start_all([#{tag => "routed", args => ["-epmd_module", "quic_dist_test_epmd", "-kernel", "net_setuptime", "7"]}, #{tag => "b"}]),
     NodeB = ?LIB:node(B),
     ok = ?LIB:call(A, quic_dist_test_epmd, route, [#{alive(NodeB) => ?LIB:free_port()}]),
     pang = ?LIB:call(A, net_adm, ping, [NodeB]),

@@ -20,8 +20,8 @@ init_per_testcase(Case, Config) -> ?LIB:init_case(Case, [{Case, "streams are QUI
 end_per_testcase(_Case, Config) -> ?LIB:end_case(Config).
 
 %% Two nodes with a relay between them.
-on_path(Options, Fun) ->
-    [A, B] = ?LIB:start_all([#{tag => T, args => ["-epmd_module", "quic_dist_test_epmd"]} || T <- ["a", "b"]]),
+on_path(Options, Args, Fun) ->
+    [A, B] = ?LIB:start_all([#{tag => T, args => ["-epmd_module", "quic_dist_test_epmd" | Args]} || T <- ["a", "b"]]),
     Relay = ?S:behind_relay(A, B, Options),
     NodeB = ?LIB:node(B),
     Result = ?LIB:run(A, fun() -> Fun(NodeB) end, 100000),
@@ -33,7 +33,8 @@ on_path(Options, Fun) ->
 
 %% A link of 8 MB/s that everybody could fill alone. What each gets of it while all of them send:
 shares(_Config) ->
-    Figures = on_path(#{rate => 8000000}, fun(B) ->
+    %% whose turn it is shows among those that have something to send, even if they wait for a processor
+    Figures = on_path(#{rate => 8000000}, ["-quic_dist", "user_stream_queue", "4194304"], fun(B) ->
         Counter = ?S:on(B, ?MODULE, counter, [self(), node()]),
         Full = fun(Priority) ->
             {ok, S} = quic_dist:open_stream(B, [{priority, Priority}]),
@@ -94,7 +95,7 @@ add(Key, Data, Counts) -> maps:update_with(Key, fun(N) -> N + byte_size(Data) en
 %% Each side of each stream does a few things at random and then finishes, cuts or dies, in a bad network. Whoever lives is told exactly one end
 %% of its stream, and nothing is left.
 ends_at_every_step(_Config) ->
-    {Seed, Ends} = on_path(#{loss => 0.02, duplicate => 0.01, reorder => 0.05}, fun(B) ->
+    {Seed, Ends} = on_path(#{loss => 0.02, duplicate => 0.01, reorder => 0.05}, [], fun(B) ->
         Seed = erlang:unique_integer([positive]) bxor erlang:system_time(),
         _ = rand:seed(exsss, Seed),
         _ = [?S:on(B, ?MODULE, acceptor, [self(), rand:uniform(1 bsl 30)]) || _ <- lists:seq(1, 3)],
@@ -109,7 +110,7 @@ ends_at_every_step(_Config) ->
                 end),
                 Pid
             end || _ <- lists:seq(1, 40)],
-            [receive {'DOWN', _, process, P, Reason} -> {opener, Reason} after 30000 -> error({seed, Seed, not_told}) end || P <- Openers]
+            [receive {'DOWN', _, process, P, Reason} -> {opener, Reason} after 40000 -> error({seed, Seed, not_told}) end || P <- Openers]
         end || _ <- lists:seq(1, 8)]),
         %% of the other side's as many as streams were not gone before anybody saw them
         ?LIB:wait_until(fun() -> quic_dist:list_streams() =:= [] end, 20000),

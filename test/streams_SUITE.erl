@@ -234,7 +234,7 @@ receiving(_Config) ->
 %%% The connection's end
 
 connection_ends(_Config) ->
-    {A, _, _, B} = ?S:pair(["-quic_dist", "user_stream_window", "65536"]),
+    {A, _, _, B} = ?S:pair(["-quic_dist", "user_stream_window", "65536", "-kernel", "dist_auto_connect", "never"]),
     ?LIB:run(A, fun() ->
         Peer = ?S:acceptor(B, [{active, false}]),
         ok = net_kernel:monitor_nodes(true),
@@ -250,10 +250,12 @@ connection_ends(_Config) ->
         [receive {quic_dist_stream, Ref, {reset, {connection, _}}} -> ok after 5000 -> error({deadline, Ref}) end || Ref <- [S, P]],
         receive {sender, {error, _}} -> ok after 5000 -> error(sender) end,
         receive {reader, {error, _}} -> ok after 5000 -> error(reader) end,
+        %% who asks before the endpoint's server has heard of it is told `closed'
+        [true = lists:member(Refused, [{error, not_connected}, {error, closed}]) || Refused <- [quic_dist:open_stream(B), quic_dist:send(S, <<"x">>)]],
+        [] = quic_dist:list_streams(),
+        ok = ?S:wait_for(fun() -> quic_dist:get_controller(B) =:= {error, not_connected} end),
         {error, not_connected} = quic_dist:open_stream(B),
         {error, not_connected} = quic_dist:send(S, <<"x">>),
-        [] = quic_dist:list_streams(),
-        {error, not_connected} = quic_dist:get_controller(B),
         %% it is the same node, but another connection
         true = net_kernel:connect_node(B),
         {ok, _} = quic_dist:open_stream(B),

@@ -17,7 +17,7 @@ mod sessions;
 
 use std::net::UdpSocket;
 
-use quic_dist_engine::CloseReason;
+use quic_dist_engine::{CloseReason, Limits};
 use support::{Node, OTHER, SECRET, limits, packet, ping};
 
 #[test]
@@ -73,7 +73,15 @@ fn sixty_four_mebibytes_arrive_as_they_were_sent() {
 
 #[test]
 fn fifty_connections_at_once() {
-    let (a, b) = (Node::new(), Node::new());
+    // Nobody has to prove an address, which would be another test.
+    let open = || {
+        let limits = Limits {
+            retry_threshold: 64,
+            ..limits()
+        };
+        Node::open("127.0.0.1:0", &SECRET, limits)
+    };
+    let (a, b) = (open(), open());
     // Both dial, so that the two sockets carry connections of both roles.
     let dialled: Vec<_> = (0..25)
         .flat_map(|_| [a.dial(b.endpoint.local()), b.dial(a.endpoint.local())])

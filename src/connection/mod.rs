@@ -20,6 +20,7 @@ mod search;
 #[cfg(test)]
 mod tests;
 mod transmit;
+mod unproved;
 mod user_streams;
 
 pub(crate) use paths::MAX_PATHS;
@@ -51,6 +52,7 @@ use paths::Paths;
 use peer::Peer;
 use refusals::Refusals;
 use search::Search;
+use unproved::Unproved;
 use user_streams::UserStreams;
 
 /// Where a connection stands in its life.
@@ -136,6 +138,8 @@ pub struct Connection {
     unanswered: usize,
     /// Bytes that came in the handshake.
     handshake_bytes: usize,
+    /// The peer has dialled, and may not be where it says; none once that is proved.
+    unproved: Option<Unproved>,
     answer_at: Option<Instant>,
     /// Something was sent or received since the event thread made its plan.
     active: bool,
@@ -179,6 +183,7 @@ impl Connection {
             urgent: false,
             unanswered: 0,
             handshake_bytes: 0,
+            unproved: (role == Role::Server).then(Unproved::default),
             answer_at: None,
             active: false,
             again: false,
@@ -188,6 +193,11 @@ impl Connection {
             forget: None,
             forgotten: false,
         }
+    }
+
+    /// The peer has answered a Retry packet: it is where it says.
+    pub(crate) fn is_proved(&mut self) {
+        self.unproved = None;
     }
 
     /// Large packets are to lie in memory of this kind.
@@ -209,12 +219,26 @@ impl Connection {
         }
         let info = RecvInfo { from, to };
         // An error has ended the connection inside quiche; `work` finds it there, with its code.
-        if self.is_usual(from, to) {
+        if self.unproved.is_some() && self.is_active(from, to) {
+            self.receive_unproved(datagram, info);
+        } else if self.is_usual(from, to) {
             let _ = self.quic.recv(datagram, info);
         } else if self.is_active(from, to) {
             self.receive_in_place(datagram, info);
         } else {
             self.receive_astray(datagram, info);
+        }
+    }
+
+    fn receive_unproved(&mut self, datagram: &mut [u8], info: RecvInfo) {
+        if let Some(unproved) = &mut self.unproved {
+            unproved.received(datagram.len());
+        }
+        let packets = unproved::with_handshake(datagram);
+        let before = self.quic.stats().recv;
+        let _ = self.quic.recv(datagram, info);
+        if packets.is_some_and(|packets| self.quic.stats().recv >= before + packets) {
+            self.is_proved();
         }
     }
 
@@ -271,6 +295,7 @@ impl Connection {
                 self.happen(Event::Connected);
             }
             Role::Server => {
+                self.is_proved();
                 self.state = State::Unclaimed(now + self.handshake_timeout);
                 self.happenings.push_back(Happening::Incoming);
             }

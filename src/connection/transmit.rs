@@ -221,10 +221,17 @@ impl Connection {
         // the next `work` finds it.
         let packet = self.farewell(out).or_else(|| {
             let room = out.len().min(self.paths.max_packet());
+            let room = match &self.unproved {
+                Some(unproved) => room.min(unproved.room()),
+                None => room,
+            };
             self.quic.send(&mut out[..room]).ok()
         })?;
         self.active = true;
         let (size, info) = &packet;
+        if let Some(unproved) = &mut self.unproved {
+            unproved.sent(*size);
+        }
         if self.search.is_silent() && self.is_active(info.to, info.from) {
             self.search.last = out[..*size].to_vec();
         }

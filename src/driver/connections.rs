@@ -106,6 +106,9 @@ impl<E: Events> Driver<E> {
         let mut connection =
             Connection::new(quic, Role::Server, &self.limits, shared, Instant::now());
         connection.set_verified(self.verified.1);
+        if original.is_some() {
+            connection.is_proved();
+        }
         connection.set_choice(self.choice.clone());
         let place = self.admission.enter(from, original.is_some());
         // The client's own choice of id stays in use until it has learnt ours.

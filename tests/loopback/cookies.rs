@@ -10,7 +10,7 @@ use quic_dist_engine::config::Limits;
 use quic_dist_engine::identity::{CookieAuthority, NodeIdentity};
 
 use super::support::raw::{Raw, careless};
-use super::support::{Conn, Node, limits, ping, until};
+use super::support::{Conn, Node, PATIENCE, limits, ping, until};
 
 static OURS: LazyLock<CookieAuthority> = LazyLock::new(|| derive(b"ours"));
 static THEIRS: LazyLock<CookieAuthority> = LazyLock::new(|| derive(b"theirs"));
@@ -77,13 +77,13 @@ fn who_goes_by_an_unknown_cookie_waits_for_an_answer() {
     let theirs = || ("b@127.0.0.1".to_owned(), Some(mint(&THEIRS, "a@127.0.0.1")));
 
     let mut held = dial(&b, &a);
-    let question = questions.recv().unwrap();
+    let question = questions.recv_timeout(PATIENCE).unwrap();
     a.endpoint.set_others(vec![], question);
     assert_eq!(held.end(), tls(true, 48));
     assert_eq!(a.refusal(), tls(false, 48));
 
     let mut held = dial(&b, &a);
-    let question = questions.recv().unwrap();
+    let question = questions.recv_timeout(PATIENCE).unwrap();
     // What answers another question, or is not all yet, does not end it.
     a.endpoint.set_others(vec![], question - 1);
     std::thread::sleep(Duration::from_millis(300));
@@ -143,7 +143,7 @@ fn who_is_held_may_go_by_the_newest_own_cookie() {
     let (a, questions) = open(&OURS, "a@127.0.0.1");
     let (b, _) = open(&THEIRS, "b@127.0.0.1");
     let mut held = dial(&b, &a);
-    let question = questions.recv().unwrap();
+    let question = questions.recv_timeout(PATIENCE).unwrap();
     a.endpoint.set_identity(mint(&THEIRS, "a@127.0.0.1"));
     a.endpoint.set_others(vec![], question);
     held.connected();
@@ -158,7 +158,7 @@ fn many_may_be_held_at_once() {
     let (a, questions) = open(&OURS, "a@127.0.0.1");
     let (b, _) = open(&THEIRS, "b@127.0.0.1");
     let mut held: Vec<Conn> = (0..8).map(|_| dial(&b, &a)).collect();
-    let question = questions.recv().unwrap();
+    let question = questions.recv_timeout(PATIENCE).unwrap();
     let theirs = Some(mint(&THEIRS, "a@127.0.0.1"));
     let others = vec![("b@127.0.0.1".to_owned(), theirs)];
     a.endpoint.set_others(others, question);
@@ -173,7 +173,7 @@ fn who_is_held_for_long_is_quiet() {
     let (a, questions) = open(&OURS, "a@127.0.0.1");
     let (b, _) = open(&THEIRS, "b@127.0.0.1");
     let mut held = dial(&b, &a);
-    let question = questions.recv().unwrap();
+    let question = questions.recv_timeout(PATIENCE).unwrap();
     std::thread::sleep(Duration::from_secs(2));
     let counters = a.endpoint.counters();
     // His first message has two datagrams; if they come one at a time the first is acknowledged.
@@ -203,7 +203,7 @@ fn who_is_held_is_half_open() {
     let half_open = || counters.half_open.load(Relaxed);
 
     let mut held = dial(&b, &a);
-    questions.recv().unwrap();
+    questions.recv_timeout(PATIENCE).unwrap();
     assert_eq!(half_open(), 1);
     assert_eq!(a.refusal(), CloseReason::HandshakeTimeout);
     let told = held.end();
@@ -246,9 +246,9 @@ fn a_flood_of_unknown_names() {
     };
     let (held, others) = strangers.split_at_mut(PLACES);
     let (in_all, retries) = (sent(held) + sent(others), sent(others));
-    until("all have come", || received() == in_all);
+    until("all have come", || received() >= in_all);
     until("they are asked to prove it", || {
-        counters.retries.load(Relaxed) == retries
+        counters.retries.load(Relaxed) >= retries
     });
     // Nothing else is sent (but of the two datagrams of each, the first may have been acknowledged
     // before the second came), whatever else comes of those that are held.
@@ -257,10 +257,10 @@ fn a_flood_of_unknown_names() {
             raw.socket.send_to(&raw.sent[0], raw.to).unwrap();
         }
     }
-    let answers = || counters.send_calls.load(Relaxed) - retries;
+    let answers = || counters.send_calls.load(Relaxed).saturating_sub(retries);
     assert!(answers() <= PLACES as u64, "{}", answers());
     let again = 20 * PLACES as u64;
-    until("all have come", || received() == in_all + again);
+    until("all have come", || received() >= in_all + again);
     assert_eq!(counters.half_open.load(Relaxed), PLACES as u64);
     assert!(answers() <= PLACES as u64, "{}", answers());
     // Those that prove it are held as well, as many as there may be from one address.
@@ -275,12 +275,12 @@ fn a_flood_of_unknown_names() {
             && counters.dropped_limit.load(Relaxed) >= PLACES as u64
     });
     assert!(answers() <= 3 * PLACES as u64, "{}", answers());
-    assert_eq!(questions.recv().unwrap(), 1);
+    assert_eq!(questions.recv_timeout(PATIENCE).unwrap(), 1);
     std::thread::sleep(Duration::from_millis(100));
     assert!(questions.is_empty(), "one is open");
     // Who came after the question waits for the next one.
     a.endpoint.set_others(vec![], 1);
-    assert_eq!(questions.recv().unwrap(), 2);
+    assert_eq!(questions.recv_timeout(PATIENCE).unwrap(), 2);
     a.endpoint.set_others(vec![], 2);
     std::thread::sleep(Duration::from_millis(100));
     assert!(questions.is_empty(), "all are answered");
