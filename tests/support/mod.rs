@@ -28,7 +28,7 @@ pub static OTHER: LazyLock<Arc<NodeIdentity>> = LazyLock::new(|| identity(b"othe
 pub fn limits() -> Limits {
     Limits {
         handshake_timeout: PATIENCE,
-        linger: PATIENCE,
+        linger: PATIENCE / 2,
         ..Limits::default()
     }
 }
