@@ -194,9 +194,9 @@ small_beside_large(_Config) ->
     %% for as long as it takes them to send some more
     Going = fun() -> not lists:all(fun({P, N}) -> {dictionary, D} = process_info(P, dictionary), proplists:get_value(sent, D) > N end,
                                    lists:zip(Senders, Goal)) end,
-    {Was, From} = {lists:sum(sent(A, Senders)), erlang:monotonic_time(microsecond)},
+    {Already, From} = {lists:sum(sent(A, Senders)), erlang:monotonic_time(microsecond)},
     Times = ?LIB:run(A, fun() -> pings(Echo, 300, Going) end, 60000),
-    Each = (erlang:monotonic_time(microsecond) - From) div max(1, lists:sum(sent(A, Senders)) - Was),
+    Each = (erlang:monotonic_time(microsecond) - From) div max(1, lists:sum(sent(A, Senders)) - Already),
     Median = lists:nth(length(Times) div 2, lists:sort(Times)),
     ct:log("ping-pong beside two senders of 1 MiB: p50 ~b us, longest ~b us; ~b us for each of theirs", [Median, lists:max(Times), Each]),
     %% half of what it takes to have four of theirs before it
