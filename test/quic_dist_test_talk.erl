@@ -33,7 +33,7 @@ start(A, B, Size) ->
         timer:sleep(300),
         lists:all(fun({New, Pause}) -> New > 0 andalso Pause =< 500 end, pauses(Talk))
     end, 30000),
-    _ = go_on(Talk, 1000),
+    undisturbed(Talk),
     Talk.
 
 %% On each side: how many messages came since it was last asked, and the longest time without one, in ms; without the longest time that
@@ -51,9 +51,11 @@ pauses(Talk) ->
 go_on(Talk, Longest) ->
     Pauses = pauses(Talk),
     ct:log("messages and the longest pause in ms, on each side, since it was last asked: ~w", [Pauses]),
-    [[{nodeup, _}] = ?LIB:call(H, ?AGENT, node_events, []) || {H, _} <- Talk],
+    undisturbed(Talk),
     [true = New > 0 andalso Pause =< Longest || {New, Pause} <- Pauses],
     Pauses.
+
+undisturbed(Talk) -> [[{nodeup, _}] = ?LIB:call(H, ?AGENT, node_events, []) || {H, _} <- Talk].
 
 %% Waits until something new is heard on each side.
 -spec resumed(talk()) -> ok.

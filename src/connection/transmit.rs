@@ -222,7 +222,7 @@ impl Connection {
         let packet = self.farewell(out).or_else(|| {
             let room = out.len().min(self.paths.max_packet());
             let room = match &self.unproved {
-                Some(unproved) => room.min(unproved.room()),
+                Some(unproved) => room.min(unproved.room(matches!(self.state, State::Ended))),
                 None => room,
             };
             self.quic.send(&mut out[..room]).ok()

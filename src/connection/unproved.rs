@@ -4,6 +4,8 @@
 
 /// RFC 9000, section 8.1.
 const FACTOR: usize = 3;
+/// What is kept for CONNECTION_CLOSE: repetitions leave enough to tell a peer that stalls so.
+pub(super) const LAST_WORD: usize = 256;
 
 /// What has come from the address, and what was sent there.
 #[derive(Debug, Default)]
@@ -21,9 +23,10 @@ impl Unproved {
         self.sent += bytes;
     }
 
-    /// What may still be sent.
-    pub fn room(&self) -> usize {
-        (FACTOR * self.received).saturating_sub(self.sent)
+    /// What may still be sent; the last is for the last.
+    pub fn room(&self, has_ended: bool) -> usize {
+        let kept = if has_ended { 0 } else { LAST_WORD };
+        (FACTOR * self.received).saturating_sub(self.sent + kept)
     }
 }
 

@@ -3,6 +3,7 @@
 use super::intruder::Intruder;
 use super::*;
 use crate::close::code;
+use crate::connection::unproved::{LAST_WORD, Unproved};
 
 /// The connection ends, for both sides, because this rule was broken.
 #[track_caller]
@@ -467,9 +468,11 @@ fn a_stalled_handshake_is_forgotten_when_nothing_may_be_sent() {
     let mut intruder = Intruder::dialling(&limits, &mut quic_config(&limits, Role::Client));
     assert!(intruder.its_turn());
     let start = Instant::now();
+    fn unproved(intruder: &mut Intruder) -> &mut Unproved {
+        intruder.side.connection.unproved.as_mut().unwrap()
+    }
     // Of the rest no packet can be made.
-    let room = |intruder: &Intruder| intruder.side.connection.unproved.as_ref().unwrap().room();
-    while room(&intruder) > 100 {
+    while unproved(&mut intruder).room(false) > 100 {
         assert!(
             start.elapsed() < PATIENCE,
             "there is no end to what is sent"
@@ -479,9 +482,12 @@ fn a_stalled_handshake_is_forgotten_when_nothing_may_be_sent() {
         intruder.side.datagrams();
         std::thread::sleep(Duration::from_millis(1));
     }
+    // Nor of what is kept for the last one, if that is used up as well.
+    unproved(&mut intruder).sent(LAST_WORD);
     intruder.ahead = limits.handshake_timeout;
     intruder.our_turn();
     assert_eq!(intruder.side.refused, Some(CloseReason::HandshakeTimeout));
+    assert!(intruder.side.datagrams().is_empty());
     // Draining takes three probe timeouts, which have grown meanwhile.
     let start = Instant::now();
     while !intruder.side.connection.is_over() {
