@@ -51,10 +51,9 @@ full_load(_Config) ->
     Holders = [{H, ?LIB:call(H, backpressure_SUITE, hold_input, [?LIB:node(Other)])} || {H, Other} <- ends(Held)],
     Waiting = [{From, load(From, To, 1000)} || {From, To} <- ends(Held)],
     [?LIB:wait_until(suspended, fun() -> lists:member(suspended, states(H, Senders)) end, 20000) || {H, Senders} <- Waiting],
-    HeldSince = now_ms(),
     HeldBefore = [begin
                       ?LIB:wait_until(still, fun() -> S = stat(H, Other), timer:sleep(500), stat(H, Other) =:= S end, 20000),
-                      {H, stat(H, Other)}
+                      {stat(H, Other), now_ms()}
                   end || {H, Other} <- ends(Held)],
     Started = now_ms(),
     [load(From, To) || P <- [One, Four], {From, To} <- ends(P)],
@@ -75,9 +74,9 @@ full_load(_Config) ->
          {Received, Sent} = stat(H, Other),
          ct:log("held: ~b packets received, ~b sent", [Received - Received0, Sent - Sent0]),
          %% as idle as a connection can be, and alive
-         Ticks = (now_ms() - HeldSince) div ?TICK_MS,
+         Ticks = (now_ms() - Since) div ?TICK_MS,
          [true = N >= Ticks div 2 andalso N =< 10 * (Ticks + 2) || N <- [Received - Received0, Sent - Sent0]]
-     end || {{H, Stat0}, {H, Other}} <- lists:zip(HeldBefore, ends(Held))],
+     end || {{Stat0, Since}, {H, Other}} <- lists:zip(HeldBefore, ends(Held))],
     [true = lists:member(suspended, states(H, Senders)) || {H, Senders} <- Waiting],
     [?LIB:run(H, fun() -> Holder ! {resume, self()}, receive {Holder, resumed} -> ok end end) || {H, Holder} <- Holders],
     [?LIB:wait_until(flows, fun() -> element(1, ?LIB:call(H, ?MODULE, received, [])) > 16 end, 20000) || {H, _} <- ends(Held)].
@@ -138,8 +137,10 @@ stopped_under_load(_Config) ->
     [?LIB:wait_until(suspended, fun() -> lists:usort(states(A, Late)) =:= [suspended] end, 4000)
      || {{A, _}, Late} <- lists:zip(Pairs, More)],
     [net_tick_timeout = noticed(stopped_under_load, A, Stopped) || {A, _} <- Pairs],
+    NoticedAt = quic_dist_test_clock:now_ms(),
     [?LIB:wait_until(released, fun() -> lists:usort(states(A, AtIt ++ Late)) =:= [gone] end, 20000)
      || {{A, _}, {AtIt, _}, Late} <- lists:zip3(Pairs, Loads, More)],
+    true = quic_dist_test_clock:took(NoticedAt) =< 2000,
     [?LIB:signal(B, "CONT") || {_, B} <- Pairs],
     [talk_again(A, B) || {A, B} <- Pairs].
 

@@ -73,13 +73,19 @@ stopped_reader(_Config) ->
     Peer = ?LIB:run(A, fun() -> ?S:acceptor(NodeB, [{active, false}]) end),
     [ok = ?LIB:collect(H) || H <- [A, B]],
     Before = [?LIB:rss(H) || H <- [A, B]],
-    Sent = ?LIB:run(A, fun() ->
-        {ok, S} = quic_dist:open_stream(NodeB),
-        fill(S, rand:bytes(?MIB), 0)
+    {Keeper, Sent} = ?LIB:run(A, fun() ->
+        Self = self(),
+        Pid = spawn(fun() ->
+            {ok, S} = quic_dist:open_stream(NodeB),
+            Self ! {self(), fill(S, rand:bytes(?MIB), 0)},
+            receive stop -> ok end
+        end),
+        receive {Pid, N} -> {Pid, N} end
     end, 60000),
     ct:log("~p sent, ~p before, ~p after, acceptor ~p", [Sent, Before, [?LIB:rss(H) || H <- [A, B]], Peer]),
     true = Sent =< 4 * ?MIB,
-    [?LIB:wait_until({grown, Was}, fun() -> ok = ?LIB:collect(H), ?LIB:rss(H) - Was < 16 * ?MIB end, 10000) || {H, Was} <- lists:zip([A, B], Before)].
+    [?LIB:wait_until({grown, Was}, fun() -> ok = ?LIB:collect(H), ?LIB:rss(H) - Was < 16 * ?MIB end, 10000) || {H, Was} <- lists:zip([A, B], Before)],
+    _ = ?LIB:run(A, fun() -> Keeper ! stop end).
 
 %% As many streams as there may be, all of them stopped with a full window: messages pass them by.
 stopped_readers_and_distribution(_Config) ->

@@ -234,7 +234,7 @@ impl Connection {
         if let Some(unproved) = &mut self.unproved {
             unproved.received(datagram.len());
         }
-        let packets = unproved::with_handshake(datagram);
+        let packets = unproved::until_handshake(datagram);
         let before = self.quic.stats().recv;
         let _ = self.quic.recv(datagram, info);
         if packets.is_some_and(|packets| self.quic.stats().recv >= before + packets) {

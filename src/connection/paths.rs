@@ -315,6 +315,9 @@ impl Connection {
         if !self.paths.proved {
             if may_ask {
                 self.challenge_again(path, now);
+            } else if let Some(at) = self.paths.challenge_at.filter(|at| *at <= now) {
+                // Too little may be sent there: not at once again, but with what comes, or later.
+                self.paths.challenge_at = Some(at.max(now) + CHALLENGE_EVERY);
             }
             return;
         }

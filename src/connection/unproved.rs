@@ -30,18 +30,21 @@ impl Unproved {
     }
 }
 
-/// How many packets a datagram has (RFC 9000, section 12.2), if one of them is a Handshake packet: who
-/// has made one, and all of them are genuine, has read what we have sent to its address.
-pub(super) fn with_handshake(mut datagram: &[u8]) -> Option<usize> {
-    let (mut packets, mut handshake) = (0, false);
+/// How many packets a datagram has (RFC 9000, section 12.2) up to its first Handshake packet. quiche
+/// takes them in their order, and none behind one that is not genuine: if it has taken as many, that
+/// one was, and who has made it has read what we have sent to its address. (0-RTT packets, which it may
+/// take later, are not allowed here.)
+pub(super) fn until_handshake(mut datagram: &[u8]) -> Option<usize> {
+    let mut packets = 0;
     while let Some((&first, rest)) = datagram.split_first() {
         packets += 1;
-        if first & 0x80 == 0 {
-            // One with a short header is the last.
+        let kind = first >> 4 & 0x03;
+        if first & 0x80 == 0 || kind == RETRY {
             break;
         }
-        let kind = first >> 4 & 0x03;
-        handshake |= kind == HANDSHAKE;
+        if kind == HANDSHAKE {
+            return Some(packets);
+        }
         let (_version, rest) = rest.split_at_checked(4)?;
         let (_to, rest) = counted(rest)?;
         let (_from, rest) = counted(rest)?;
@@ -50,13 +53,12 @@ pub(super) fn with_handshake(mut datagram: &[u8]) -> Option<usize> {
                 let (token, rest) = varint(rest)?;
                 rest.get(token..)?
             }
-            RETRY => return None,
             _ => rest,
         };
         let (length, rest) = varint(rest)?;
         datagram = rest.get(length..)?;
     }
-    handshake.then_some(packets)
+    None
 }
 
 /// Long packet types (RFC 9000, section 17.2).
@@ -97,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn packets_are_counted() {
+    fn packets_are_counted_up_to_the_first_of_the_handshake() {
         let (initial, handshake, short) = (
             long(INITIAL, Some(20), 300),
             long(HANDSHAKE, None, 40),
@@ -105,21 +107,22 @@ mod tests {
         );
         let counted = |packets: &[&Vec<u8>]| {
             let datagram: Vec<u8> = packets.iter().copied().flatten().copied().collect();
-            with_handshake(&datagram)
+            until_handshake(&datagram)
         };
         assert_eq!(counted(&[&initial]), None);
         assert_eq!(counted(&[&short]), None);
         assert_eq!(counted(&[&initial, &initial]), None);
+        assert_eq!(counted(&[&short, &handshake]), None);
+        assert_eq!(counted(&[&long(RETRY, None, 10), &handshake]), None);
         assert_eq!(counted(&[&handshake]), Some(1));
         assert_eq!(counted(&[&initial, &handshake]), Some(2));
-        assert_eq!(counted(&[&handshake, &short]), Some(2));
-        assert_eq!(counted(&[&initial, &handshake, &short, &initial]), Some(3));
-        assert_eq!(counted(&[&handshake, &long(RETRY, None, 10)]), None);
-        for cut in 1..handshake.len() {
-            assert_eq!(with_handshake(&handshake[..cut]), None);
+        assert_eq!(counted(&[&initial, &initial, &handshake, &short]), Some(3));
+        // Padding.
+        assert_eq!(counted(&[&initial, &vec![0; 100], &handshake]), None);
+        assert_eq!(counted(&[&handshake, &vec![0; 100]]), Some(1));
+        for cut in 1..initial.len() {
+            assert_eq!(until_handshake(&initial[..cut]), None);
         }
-        // Padding behind the last packet (a zero has the form of a short header).
-        assert_eq!(counted(&[&handshake, &vec![0; 100]]), Some(2));
     }
 
     #[test]
@@ -138,7 +141,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_bytes_will_do(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
-            let _ = with_handshake(&bytes);
+            let _ = until_handshake(&bytes);
         }
     }
 }

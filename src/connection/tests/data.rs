@@ -125,6 +125,6 @@ fn counters_and_figures_tell_of_what_was_sent() {
     assert_eq!(info.tls_version, "TLSv1.3");
     assert!(info.cipher.starts_with("TLS_"), "{}", info.cipher);
     assert_eq!(info.peer_name.as_deref(), Some("node@192.0.2.1"));
-    assert!(info.bytes_sent > 100_000 && info.bytes_sent < 400_000);
+    assert!(info.bytes_sent > 100_000 && info.bytes_sent < 250_000);
     assert_eq!((info.send_queue, info.unconsumed, info.paths), (0, 0, 1));
 }

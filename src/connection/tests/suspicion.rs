@@ -5,7 +5,7 @@ use super::*;
 
 const REFUSED: CloseReason = CloseReason::Io(std::io::ErrorKind::ConnectionRefused);
 /// Over the time that a suspected peer has to answer.
-const ENOUGH: Duration = Duration::from_secs(30);
+const ENOUGH: Duration = Duration::from_secs(2);
 
 /// A pair for which no time passes by itself.
 fn connected() -> Pair {
