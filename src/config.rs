@@ -13,10 +13,6 @@ pub const ALPN: &[u8] = b"quic_dist/2";
 
 /// Datagrams of the application's that came and have not been told; above it the oldest is lost.
 const DATAGRAMS_IN: usize = 1024;
-/// What is lost before anything has come back, on a connection's first path or a later one, is sent
-/// again after three times this. RFC 9002 (section 6.2.2) recommends 333 ms; nodes of a cluster are
-/// nearer to each other, and where they are not, it costs a packet too many.
-const INITIAL_RTT: Duration = Duration::from_millis(100);
 /// RFC 9000, section 16.
 const MAX_VARINT: u64 = (1 << 62) - 1;
 
@@ -146,7 +142,6 @@ pub(crate) fn quic(
         config.enable_dgram(true, DATAGRAMS_IN, limits.datagram_queue);
     }
     config.set_active_connection_id_limit(MAX_PATHS);
-    config.set_initial_rtt(INITIAL_RTT);
     // Packets leave as GSO trains when there is something to send; quiche's release times are not
     // honoured, so they are not computed either.
     config.enable_pacing(false);

@@ -65,7 +65,7 @@ pub(super) fn limits() -> Limits {
 
 pub(super) fn quic_config(limits: &Limits, role: Role) -> quiche::Config {
     let mut config = config::quic(limits, role, IDENTITY.client_context().unwrap()).unwrap();
-    // Lost handshake packets are repeated after 60 ms.
+    // Lost handshake packets are repeated after 60 ms, not after a second.
     config.set_initial_rtt(Duration::from_millis(20));
     config
 }
