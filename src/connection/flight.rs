@@ -42,7 +42,12 @@ impl Flight {
 
     /// How much more may be given to QUIC.
     pub fn room(&self) -> usize {
-        self.most.saturating_sub(self.under_way.load(Relaxed))
+        self.most.saturating_sub(self.under_way())
+    }
+
+    /// Long data that QUIC holds, sent or not: the peer has not acknowledged it.
+    pub fn under_way(&self) -> usize {
+        self.under_way.load(Relaxed)
     }
 
     /// Takes the figures of the path in use.

@@ -9,6 +9,7 @@ mod departing;
 mod end;
 mod flight;
 pub(crate) mod hello;
+mod in_the_way;
 mod inbound;
 mod mtu;
 pub(crate) mod notice;
@@ -141,6 +142,8 @@ pub struct Connection {
     /// The peer has dialled, and may not be where it says; none once that is proved.
     unproved: Option<Unproved>,
     answer_at: Option<Instant>,
+    /// Streams that have nothing to send may be in the way of others.
+    obstructed: bool,
     /// Something was sent or received since the event thread made its plan.
     active: bool,
     /// There is more to read than one turn's share.
@@ -185,6 +188,7 @@ impl Connection {
             handshake_bytes: 0,
             unproved: (role == Role::Server).then(Unproved::default),
             answer_at: None,
+            obstructed: false,
             active: false,
             again: false,
             planned: None,

@@ -117,6 +117,16 @@ impl Outbound {
         self.control.len() < MAX_CONTROL_OUT / 2
     }
 
+    /// A stream with nothing queued is to have this urgency, until more is. Its number, if it had another one.
+    pub fn make_last(&mut self, index: usize, urgency: u8) -> Option<u64> {
+        let stream = &mut self.data[index];
+        let changes = stream.queue.is_empty() && stream.urgency.is_some_and(|told| told != urgency);
+        changes.then(|| {
+            stream.urgency = Some(urgency);
+            stream.id
+        })
+    }
+
     /// Drops what is queued, and says how many bytes of it were data.
     pub fn clear(&mut self) -> usize {
         self.control.clear();
@@ -365,7 +375,7 @@ impl Connection {
         drained
     }
 
-    fn write_control(&mut self) {
+    pub(super) fn write_control(&mut self) {
         while !self.outbound.control.is_empty() {
             if !self.outbound.control_opened {
                 // A server cannot open the control stream; its client's hello does.
@@ -453,7 +463,7 @@ impl Connection {
         }
     }
 
-    fn prioritise(&mut self, id: u64, urgency: u8, incremental: bool) {
+    pub(super) fn prioritise(&mut self, id: u64, urgency: u8, incremental: bool) {
         // It fails only for a stream that is gone; the write that follows says so.
         let _ = self.quic.stream_priority(id, urgency, incremental);
     }

@@ -225,7 +225,7 @@ impl Connection {
                 Some(unproved) => room.min(unproved.room(matches!(self.state, State::Ended))),
                 None => room,
             };
-            self.quic.send(&mut out[..room]).ok()
+            self.next_packet(&mut out[..room])
         })?;
         self.active = true;
         let (size, info) = &packet;

@@ -297,6 +297,20 @@ impl Streams {
         None
     }
 
+    /// Those that quiche knows and that have nothing to send are to have this priority there, until they
+    /// have something.
+    pub fn make_last(&self, priority: u8) -> Vec<u64> {
+        let mut table = self.table.lock();
+        let idle = table.streams.iter_mut().filter(|(_, stream)| {
+            !stream.wants_writing() && stream.told_priority.is_some_and(|told| told != priority)
+        });
+        idle.map(|(&id, stream)| {
+            stream.told_priority = Some(priority);
+            id
+        })
+        .collect()
+    }
+
     /// Quiche has been told the stream's priority.
     pub fn prioritised(&self, id: u64, priority: u8) {
         if let Some(stream) = self.table.lock().streams.get_mut(&id) {

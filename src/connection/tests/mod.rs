@@ -12,6 +12,7 @@ mod large;
 mod paths;
 mod peers;
 mod pressure;
+mod silences;
 mod stream_ends;
 mod streams;
 mod suspicion;

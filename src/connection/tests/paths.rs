@@ -8,14 +8,14 @@ use crate::connection::paths::MAX_PATHS;
 const PACKETS: usize = 40;
 
 /// A pair whose ends, and the NAT before the client, have addresses of their own.
-struct Roaming {
-    pair: Pair,
+pub(super) struct Roaming {
+    pub pair: Pair,
     client: SocketAddr,
     server: SocketAddr,
     /// What a NAT makes of the client's address.
-    seen_as: Option<SocketAddr>,
+    pub seen_as: Option<SocketAddr>,
     /// Larger datagrams vanish.
-    mtu: usize,
+    pub mtu: usize,
     /// The client hears nothing.
     deaf: bool,
     /// Where the client may be spoken to from: where it has sent to. None: from anywhere.
@@ -28,12 +28,12 @@ struct Roaming {
     waited: u32,
 }
 
-fn address(host: u8, port: u16) -> SocketAddr {
+pub(super) fn address(host: u8, port: u16) -> SocketAddr {
     SocketAddr::from(([192, 0, 2, host], port))
 }
 
 impl Roaming {
-    fn new(limits: &Limits) -> Self {
+    pub fn new(limits: &Limits) -> Self {
         Roaming {
             pair: Pair::connected(limits),
             client: CLIENT,
@@ -48,14 +48,14 @@ impl Roaming {
         }
     }
 
-    fn side(&mut self, role: Role) -> &mut Side {
+    pub fn side(&mut self, role: Role) -> &mut Side {
         match role {
             Role::Client => &mut self.pair.client,
             Role::Server => &mut self.pair.server,
         }
     }
 
-    fn step(&mut self) -> bool {
+    pub fn step(&mut self) -> bool {
         let now = self.pair.now();
         let mut flying = std::mem::take(&mut self.flying);
         for role in [Role::Client, Role::Server] {
