@@ -261,7 +261,7 @@ growing(Both, Samples) ->
 %% The last change of address that it has a path for: what is said afterwards arrives, which is more than may be under way of messages of
 %% 1 MiB (twelve of each sender, see liveness_SUITE).
 follows(Both, Relay) ->
-    ok = quic_dist_relay:set(Relay, fair()),
+    ok = quic_dist_relay:set(Relay, quic_dist_relay:fair()),
     ok = quic_dist_relay:rebind(Relay),
     Large = fun() -> [element(1, ?LIB:call(H, ?LOAD, received, [])) || H <- Both] end,
     Before = Large(),
@@ -288,7 +288,7 @@ fault(Second, Relay, Duration) ->
     Until = case resident() of [] -> Duration; _ -> Duration div 4 end,
     Every = max(3, Until div ?REBINDS),
     Second < Until andalso Second rem Every =:= Every - 1 andalso Second div Every < ?REBINDS andalso quic_dist_relay:rebind(Relay),
-    None = fair(),
+    None = quic_dist_relay:fair(),
     ok = quic_dist_relay:set(Relay, case Second rem 12 of
         1 -> None#{loss => 0.01};
         4 -> None#{reorder => 0.1, reorder_ms => 10};
@@ -299,8 +299,6 @@ fault(Second, Relay, Duration) ->
         8 -> #{};
         _ -> None
     end).
-
-fair() -> #{loss => 0.0, reorder => 0.0, duplicate => 0.0, mutate => 0.0}.
 
 %% The least-squares line through points: mean, slope, and the slope's standard error.
 fit(Points) ->

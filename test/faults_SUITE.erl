@@ -158,7 +158,7 @@ windows(N, Tried) ->
     _ = [?TALK:pauses(Talk) || {_, _, {_, _, _, Talk}} <- Tried],
     [ok = quic_dist_relay:set(Relay, Options) || {Options, _, {_, _, Relay, _}} <- Tried],
     timer:sleep(seconds(4, 30) * 1000),
-    [ok = quic_dist_relay:set(Relay, fair()) || {_, _, {_, _, Relay, _}} <- Tried],
+    [ok = quic_dist_relay:set(Relay, quic_dist_relay:fair()) || {_, _, {_, _, Relay, _}} <- Tried],
     Seen = [begin
                 ok = ?TALK:resumed(Talk),
                 {T, [Pause || {_, Pause} <- ?TALK:pauses(Talk)]}
@@ -166,8 +166,6 @@ windows(N, Tried) ->
     ct:log("pauses in a window: ~w", [[{Options, Pauses} || {{Options, _, _}, Pauses} <- Seen]]),
     {Good, Bad} = lists:partition(fun({{_, Longest, _}, Pauses}) -> lists:max(Pauses) =< Longest end, Seen),
     maps:merge(windows(N - 1, [T || {T, _} <- Bad]), maps:from_list([{Pair, Pauses} || {{_, _, Pair}, Pauses} <- Good])).
-
-fair() -> #{loss => 0.0, duplicate => 0.0, reorder => 0.0, mutate => 0.0}.
 
 %% Nothing gets through. A probe time-out doubles (RFC 9002, section 6.2), so that the pause is at most twice as long as the fault, and a bit.
 path_stops(Config) ->
@@ -511,7 +509,7 @@ finished(Fault, Longest, Pair, Config) -> finished(Fault, Longest, [0, 0], Pair,
 
 %% There were such pauses already.
 finished(Fault, Longest, Before, {A, B, Relay, Talk}, Config) ->
-    is_pid(Relay) andalso quic_dist_relay:set(Relay, fair()),
+    is_pid(Relay) andalso quic_dist_relay:set(Relay, quic_dist_relay:fair()),
     Said = ?TALK:finish(Talk),
     Pauses = [max(Was, Pause) || {Was, {_, Pause}} <- lists:zip(Before, ?TALK:pauses(Talk))],
     [[nodeup] = [What || E <- ?LIB:call(H, ?AGENT, node_events, []), What <- [element(1, E)], element(2, E) =:= ?LIB:node(Other)] || {H, Other} <- Talk],

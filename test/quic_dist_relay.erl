@@ -5,7 +5,7 @@
 %% is a datagram from a peer it knows.
 -module(quic_dist_relay).
 
--export([start/1, stop/1, set/2, rebind/1, stats/1, captured/1, inject/2]).
+-export([start/1, stop/1, set/2, fair/0, rebind/1, stats/1, captured/1, inject/2]).
 
 -export_type([options/0]).
 
@@ -61,6 +61,10 @@ stop(Pid) ->
 %% Changes options of a running relay.
 -spec set(pid(), options()) -> ok.
 set(Pid, Options) -> ask(Pid, {set, Options}).
+
+%% What takes back whatever it does to datagrams by chance.
+-spec fair() -> options().
+fair() -> #{loss => 0.0, duplicate => 0.0, reorder => 0.0, mutate => 0.0}.
 
 %% As a NAT that has forgotten its clients: each gets another socket towards the server with its next datagram, and what the
 %% server sends to the old ones is lost.

@@ -16,26 +16,23 @@ impl Connection {
     /// The next packet that quiche makes, if there is one.
     pub(super) fn next_packet(&mut self, out: &mut [u8]) -> Option<(usize, quiche::SendInfo)> {
         let packet = self.quic.send(out).ok();
-        if packet.is_some() || !self.is_obstructed() {
+        if packet.is_some() || !self.clear_the_way() {
             return packet;
         }
         (0..ATTEMPTS).find_map(|_| self.quic.send(out).ok())
     }
 
-    /// Whether something may be in the way: quiche had data that was not acknowledged while nothing was on its way,
-    /// and it is not acknowledged yet. Then all streams that have nothing to send, as far as is known
-    /// here, come after those that have, until they have something again.
-    fn is_obstructed(&mut self) -> bool {
+    /// Something may be in the way where quiche holds data that is not acknowledged, and nothing is on its
+    /// way. Then all streams that have nothing to send, as far as is known
+    /// here, come after those that have, until they have something again. True until all data is
+    /// acknowledged.
+    fn clear_the_way(&mut self) -> bool {
         if self.flight.under_way() == 0 {
             self.obstructed = false;
         } else if matches!(self.state, State::Open) && self.quic.timeout_instant().is_none() {
             self.obstructed = true;
-            for index in 0..self.outbound.streams() {
-                if let Some(id) = self.outbound.make_last(index, LAST) {
-                    self.prioritise(id, LAST, true);
-                }
-            }
-            for id in self.shared.streams.make_last(LAST) {
+            let own = self.outbound.make_last(LAST);
+            for id in own.into_iter().chain(self.shared.streams.make_last(LAST)) {
                 self.prioritise(id, LAST, true);
             }
             // The control stream is before all others, and is out of the way with what it sends.

@@ -199,8 +199,8 @@ impl Connection {
         }
     }
 
-    /// The peer has answered a Retry packet: it is where it says.
-    pub(crate) fn is_proved(&mut self) {
+    /// The peer is where it says: it has answered a Retry packet, or what was sent to it there.
+    pub(crate) fn address_is_proved(&mut self) {
         self.unproved = None;
     }
 
@@ -242,7 +242,7 @@ impl Connection {
         let before = self.quic.stats().recv;
         let _ = self.quic.recv(datagram, info);
         if packets.is_some_and(|packets| self.quic.stats().recv >= before + packets) {
-            self.is_proved();
+            self.address_is_proved();
         }
     }
 
@@ -299,7 +299,7 @@ impl Connection {
                 self.happen(Event::Connected);
             }
             Role::Server => {
-                self.is_proved();
+                self.address_is_proved();
                 self.state = State::Unclaimed(now + self.handshake_timeout);
                 self.happenings.push_back(Happening::Incoming);
             }

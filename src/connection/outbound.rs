@@ -117,14 +117,16 @@ impl Outbound {
         self.control.len() < MAX_CONTROL_OUT / 2
     }
 
-    /// A stream with nothing queued is to have this urgency, until more is. Its number, if it had another one.
-    pub fn make_last(&mut self, index: usize, urgency: u8) -> Option<u64> {
-        let stream = &mut self.data[index];
-        let changes = stream.queue.is_empty() && stream.urgency.is_some_and(|told| told != urgency);
-        changes.then(|| {
+    /// Those with nothing queued are to have this urgency, until more is.
+    pub fn make_last(&mut self, urgency: u8) -> Vec<u64> {
+        let idle = self.data.iter_mut().filter(|stream| {
+            stream.queue.is_empty() && stream.urgency.is_some_and(|told| told != urgency)
+        });
+        idle.map(|stream| {
             stream.urgency = Some(urgency);
             stream.id
         })
+        .collect()
     }
 
     /// Drops what is queued, and says how many bytes of it were data.

@@ -315,9 +315,9 @@ impl Connection {
         if !self.paths.proved {
             if may_ask {
                 self.challenge_again(path, now);
-            } else if let Some(at) = self.paths.challenge_at.filter(|at| *at <= now) {
+            } else if self.paths.challenge_at.is_some_and(|at| at <= now) {
                 // Too little may be sent there: not at once again, but with what comes, or later.
-                self.paths.challenge_at = Some(at.max(now) + CHALLENGE_EVERY);
+                self.paths.challenge_at = Some(now + CHALLENGE_EVERY);
             }
             return;
         }

@@ -107,7 +107,7 @@ impl<E: Events> Driver<E> {
             Connection::new(quic, Role::Server, &self.limits, shared, Instant::now());
         connection.set_verified(self.verified.1);
         if original.is_some() {
-            connection.is_proved();
+            connection.address_is_proved();
         }
         connection.set_choice(self.choice.clone());
         let place = self.admission.enter(from, original.is_some());
