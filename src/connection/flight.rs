@@ -45,7 +45,7 @@ impl Flight {
         self.most.saturating_sub(self.under_way())
     }
 
-    /// Long data that QUIC holds, sent or not: the peer has not acknowledged it.
+    /// Data that QUIC holds, sent or not: the peer has not acknowledged it.
     pub fn under_way(&self) -> usize {
         self.under_way.load(Relaxed)
     }
@@ -100,7 +100,7 @@ impl Drop for Counted {
     }
 }
 
-/// Not counted: there is little of it.
+/// Not counted: there is little of it (the control stream's, and what ends a stream).
 impl From<Bytes> for Piece {
     fn from(bytes: Bytes) -> Self {
         Piece {

@@ -334,6 +334,7 @@ impl Connection {
             }
         }
         self.write_user_streams(now);
+        self.watch_the_way(now);
         if matches!(self.state, State::Lingering(_)) {
             self.finish();
         }
@@ -422,18 +423,14 @@ impl Connection {
             }
             let queued = self.outbound.data[index].queue.len();
             let mut room = self.room(id, queued).min(most - drained);
-            let long = queued > SHORT;
-            if long {
+            if queued > SHORT {
                 room = room.min(self.flight_room(now));
             }
             let queue = &mut self.outbound.data[index].queue;
             let Some(bytes) = queue.take(room) else {
                 break;
             };
-            let piece = match long {
-                true => self.flight.piece(bytes.clone()),
-                false => bytes.clone().into(),
-            };
+            let piece = self.flight.piece(bytes.clone());
             match self.quic.stream_send_zc(id, piece, false) {
                 Ok((written, rest)) => {
                     drained += written;
