@@ -65,13 +65,16 @@ impl Flight {
             .max(ALWAYS);
     }
 
-    /// Counts this as under way until QUIC lets go of it: until the peer has acknowledged it and all
-    /// before it, or its stream has been reset.
-    pub fn piece(&self, bytes: Bytes) -> Piece {
-        self.under_way.fetch_add(bytes.len(), Relaxed);
+    /// Counts this as under way, here and for its stream, until QUIC lets go of it: until the peer has
+    /// acknowledged it and all before it, or its stream has been reset.
+    pub fn piece(&self, bytes: Bytes, stream: &Arc<AtomicUsize>) -> Piece {
+        let under_way = [self.under_way.clone(), stream.clone()];
+        for count in &under_way {
+            count.fetch_add(bytes.len(), Relaxed);
+        }
         let counted = Counted {
             length: AtomicUsize::new(bytes.len()),
-            under_way: self.under_way.clone(),
+            under_way,
         };
         Piece {
             bytes,
@@ -91,16 +94,24 @@ pub struct Piece {
 #[derive(Debug)]
 struct Counted {
     length: AtomicUsize,
-    under_way: Arc<AtomicUsize>,
+    under_way: [Arc<AtomicUsize>; 2],
+}
+
+impl Counted {
+    fn lets_go_of(&self, length: usize) {
+        for count in &self.under_way {
+            count.fetch_sub(length, Relaxed);
+        }
+    }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.under_way.fetch_sub(self.length.load(Relaxed), Relaxed);
+        self.lets_go_of(self.length.load(Relaxed));
     }
 }
 
-/// Not counted: there is little of it (the control stream's, and what ends a stream).
+/// Not counted: what ends a stream, and the rest that does not go into one.
 impl From<Bytes> for Piece {
     fn from(bytes: Bytes) -> Self {
         Piece {
@@ -122,7 +133,7 @@ impl quiche::BufSplit for Piece {
         let rest = self.bytes.split_off(at);
         if let Some(counted) = &self.counted {
             counted.length.store(at, Relaxed);
-            counted.under_way.fetch_sub(rest.len(), Relaxed);
+            counted.lets_go_of(rest.len());
         }
         rest.into()
     }
@@ -185,7 +196,8 @@ mod tests {
     fn what_quic_holds_is_under_way() {
         let mut flight = Flight::default();
         flight.learn(Instant::now(), 0, None);
-        let mut piece = flight.piece(Bytes::from(vec![0; 1000]));
+        let stream = Arc::default();
+        let mut piece = flight.piece(Bytes::from(vec![0; 1000]), &stream);
         let short = Piece::from(Bytes::from_static(b"short"));
         assert_eq!(flight.room(), ALWAYS - 1000);
         let rest = piece.split_at(600);
@@ -197,7 +209,8 @@ mod tests {
         assert_eq!(flight.room(), ALWAYS - 600);
         drop((half, rest, short));
         assert_eq!(flight.room(), ALWAYS);
-        let _more = flight.piece(Bytes::from(vec![0; 2 * ALWAYS]));
+        let _more = flight.piece(Bytes::from(vec![0; 2 * ALWAYS]), &stream);
         assert_eq!(flight.room(), 0);
+        assert_eq!(stream.load(Relaxed), 2 * ALWAYS);
     }
 }

@@ -3,87 +3,70 @@
 //! may be such a one: its data was to be repeated, and was acknowledged before that. It stays where it
 //! is until it has something to send again, and whatever is behind it is not sent: once nothing is on
 //! its way any more, never.
+//!
+//! Such a stream is out of the way behind all others. Only where all of its data is acknowledged does it
+//! lose nothing there, and once nothing is on its way any more, that is so: what is not acknowledged is
+//! to be sent, or repeated.
 
 use std::time::{Duration, Instant};
 
-use super::{Connection, State};
+use super::Connection;
 
 /// After all others: no stream that has something to say has this urgency.
 const LAST: u8 = 255;
-/// Streams of one urgency take turns, one each time that quiche finds nothing to send. So often it is asked
-/// again at once.
-const ATTEMPTS: usize = 32;
 /// A connection that has something to say is not silent for so long, unless it waits for answers on a
-/// long path, or on a dead one. Then the streams are put into another order for nothing.
+/// long path, or on a dead one. Then what is done here is for nothing, and does no harm.
 const SILENCE: Duration = Duration::from_millis(200);
 
-/// What is known of streams that are in the way.
+/// For how long nothing has been sent.
 #[derive(Debug, Default)]
-pub(super) struct Obstruction {
-    /// There may be one, until all data is acknowledged.
-    suspected: bool,
-    /// A packet was made since `silent` was set.
-    pub packet: bool,
-    /// Nothing has been sent since, though not all data is acknowledged.
-    silent: Option<Instant>,
+pub(super) struct Silence {
+    since: Option<Instant>,
+    /// A packet was made after that.
+    pub broken: bool,
 }
 
 impl Connection {
     /// The next packet that quiche makes, if there is one.
     pub(super) fn next_packet(&mut self, out: &mut [u8]) -> Option<(usize, quiche::SendInfo)> {
         let packet = self.quic.send(out).ok();
-        if packet.is_some() {
-            return packet;
+        let stands_still = packet.is_none()
+            && self.flight.under_way() > 0
+            && self.quic.timeout_instant().is_none();
+        if stands_still && self.clear_the_way() {
+            return self.quic.send(out).ok();
         }
-        if self.flight.under_way() > 0 && self.quic.timeout_instant().is_none() {
-            // Nothing is on its way, so no answer will come.
-            self.clear_the_way();
-        }
-        if !self.obstruction.suspected {
-            return None;
-        }
-        (0..ATTEMPTS).find_map(|_| self.quic.send(out).ok())
+        packet
     }
 
-    /// The same where a path has a timer still, which tells nothing: one that was left has its own,
-    /// up to minutes long.
+    /// The same where there is a timer, which does not tell whether it will help: a path that was left has
+    /// its own, up to minutes long.
     pub(super) fn watch_the_way(&mut self, now: Instant) {
-        let packet = std::mem::take(&mut self.obstruction.packet);
+        let broken = std::mem::take(&mut self.silence.broken);
         if self.flight.under_way() == 0 {
-            self.obstruction = Obstruction::default();
-            return;
-        }
-        if packet || self.obstruction.silent.is_none() {
-            self.obstruction.silent = Some(now);
-        } else if self.way_deadline().is_some_and(|at| at <= now) {
-            self.obstruction.silent = Some(now);
+            self.silence.since = None;
+        } else if broken || self.silence.since.is_none() {
+            self.silence.since = Some(now);
+        } else if self.silence_deadline().is_some_and(|at| at <= now) {
+            self.silence.since = Some(now);
             self.clear_the_way();
         }
     }
 
     /// When [`Connection::watch_the_way`] wants to be called.
-    pub(super) fn way_deadline(&self) -> Option<Instant> {
-        let silent = self
-            .obstruction
-            .silent
-            .filter(|_| self.flight.under_way() > 0);
-        silent.map(|silent| silent + SILENCE)
+    pub(super) fn silence_deadline(&self) -> Option<Instant> {
+        let since = self.silence.since.filter(|_| self.flight.under_way() > 0);
+        since.map(|since| since + SILENCE)
     }
 
-    /// All streams that have nothing to send, as far as is known here, come after those that have,
-    /// until they have something again.
-    fn clear_the_way(&mut self) {
-        let own = self.outbound.make_last(LAST);
-        for id in own.into_iter().chain(self.shared.streams.make_last(LAST)) {
+    /// All streams of which quiche holds nothing come after those of which it does, until there is
+    /// something again. Whether there were any.
+    fn clear_the_way(&mut self) -> bool {
+        let mut idle = self.outbound.make_last(LAST);
+        idle.extend(self.shared.streams.make_last(LAST));
+        for &id in &idle {
             self.prioritise(id, LAST, true);
         }
-        // The control stream is before all others, and is out of the way with what it sends. Where our
-        // side is done, that is its end.
-        if !std::mem::replace(&mut self.obstruction.suspected, true)
-            && matches!(self.state, State::Open)
-        {
-            self.tick();
-            self.write_control();
-        }
+        !idle.is_empty()
     }
 }

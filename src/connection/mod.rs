@@ -47,7 +47,7 @@ use crate::sessions::Session;
 use crate::table::random_id;
 use end::Suspicion;
 use flight::{Flight, Pieces};
-use in_the_way::Obstruction;
+use in_the_way::Silence;
 use inbound::Inbound;
 use outbound::Outbound;
 use paths::Paths;
@@ -143,7 +143,7 @@ pub struct Connection {
     /// The peer has dialled, and may not be where it says; none once that is proved.
     unproved: Option<Unproved>,
     answer_at: Option<Instant>,
-    obstruction: Obstruction,
+    silence: Silence,
     /// Something was sent or received since the event thread made its plan.
     active: bool,
     /// There is more to read than one turn's share.
@@ -188,7 +188,7 @@ impl Connection {
             handshake_bytes: 0,
             unproved: (role == Role::Server).then(Unproved::default),
             answer_at: None,
-            obstruction: Obstruction::default(),
+            silence: Silence::default(),
             active: false,
             again: false,
             planned: None,
@@ -368,7 +368,7 @@ impl Connection {
             self.paths.deadline(),
             self.search.deadline(),
             self.refusals.deadline(),
-            self.way_deadline(),
+            self.silence_deadline(),
             quic,
         ]
         .into_iter()

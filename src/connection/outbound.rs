@@ -2,6 +2,9 @@
 //! congestion window go.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use bytes::{Buf, Bytes};
@@ -32,7 +35,10 @@ const TURN: usize = 256 << 10;
 /// The writing side of a connection's streams.
 pub(super) struct Outbound {
     control: SendQueue,
-    control_opened: bool,
+    /// What quiche was told; nothing, before the stream is opened.
+    control_urgency: Option<u8>,
+    /// Bytes of it that quiche holds.
+    control_under_way: Arc<AtomicUsize>,
     data: Vec<DataStream>,
     router: Router,
     atoms: AtomCache,
@@ -50,6 +56,8 @@ struct DataStream {
     queue: SendQueue,
     /// What quiche was told; nothing, before the stream is opened.
     urgency: Option<u8>,
+    /// Bytes of it that quiche holds.
+    under_way: Arc<AtomicUsize>,
     /// How many bytes have been queued on it, ever.
     given: u64,
     /// Who is to be told, and how many bytes had been queued with what it sent last: in that order.
@@ -81,12 +89,14 @@ impl Outbound {
         control.push(hello.packet().into());
         Outbound {
             control,
-            control_opened: false,
+            control_urgency: None,
+            control_under_way: Arc::default(),
             data: (0..limits.data_streams as u64)
                 .map(|index| DataStream {
                     id: role.data_stream(index),
                     queue: SendQueue::default(),
                     urgency: None,
+                    under_way: Arc::default(),
                     given: 0,
                     waiting: VecDeque::new(),
                 })
@@ -117,16 +127,21 @@ impl Outbound {
         self.control.len() < MAX_CONTROL_OUT / 2
     }
 
-    /// Those with nothing queued are to have this urgency, until more is.
+    /// Those of which quiche holds nothing are to have this urgency, until more of them is written.
     pub fn make_last(&mut self, urgency: u8) -> Vec<u64> {
-        let idle = self.data.iter_mut().filter(|stream| {
-            stream.queue.is_empty() && stream.urgency.is_some_and(|told| told != urgency)
-        });
-        idle.map(|stream| {
-            stream.urgency = Some(urgency);
-            stream.id
-        })
-        .collect()
+        let control = (CONTROL, &mut self.control_urgency, &self.control_under_way);
+        let data = self.data.iter_mut();
+        let streams = data.map(|stream| (stream.id, &mut stream.urgency, &stream.under_way));
+        streams
+            .chain([control])
+            .filter(|(_, told, under_way)| {
+                told.is_some_and(|told| told != urgency) && under_way.load(Relaxed) == 0
+            })
+            .map(|(id, told, _)| {
+                *told = Some(urgency);
+                id
+            })
+            .collect()
     }
 
     /// Drops what is queued, and says how many bytes of it were data.
@@ -380,7 +395,7 @@ impl Connection {
 
     pub(super) fn write_control(&mut self) {
         while !self.outbound.control.is_empty() {
-            if !self.outbound.control_opened {
+            if self.outbound.control_urgency != Some(CONTROL_URGENCY) {
                 // A server cannot open the control stream; its client's hello does.
                 if self.role == Role::Server
                     && !self.quic.stream_writable(CONTROL, 0).unwrap_or(false)
@@ -388,16 +403,15 @@ impl Connection {
                     return;
                 }
                 self.prioritise(CONTROL, CONTROL_URGENCY, false);
-                self.outbound.control_opened = true;
+                self.outbound.control_urgency = Some(CONTROL_URGENCY);
             }
             let room = self.room(CONTROL, self.outbound.control.len());
             let Some(piece) = self.outbound.control.take(room) else {
                 return;
             };
-            match self
-                .quic
-                .stream_send_zc(CONTROL, piece.clone().into(), false)
-            {
+            let under_way = &self.outbound.control_under_way;
+            let counted = self.flight.piece(piece.clone(), under_way);
+            match self.quic.stream_send_zc(CONTROL, counted, false) {
                 Ok((_, None)) => {}
                 Ok((_, Some(rest))) => return self.outbound.control.put_back(rest.bytes),
                 Err(quiche::Error::Done) => return self.outbound.control.put_back(piece),
@@ -410,28 +424,29 @@ impl Connection {
     fn write_data(&mut self, index: usize, most: usize, now: Instant) -> usize {
         let mut drained = 0;
         while drained < most {
-            let stream = &mut self.outbound.data[index];
+            let stream = &self.outbound.data[index];
             let id = stream.id;
-            if stream.queue.is_empty() {
+            let queued = stream.queue.len();
+            if queued == 0 {
                 break;
             }
-            let urgency = data_urgency(stream.queue.len());
-            if stream.urgency != Some(urgency) {
-                stream.urgency = Some(urgency);
-                // Incremental: streams of one urgency take turns.
-                self.prioritise(id, urgency, true);
-            }
-            let queued = self.outbound.data[index].queue.len();
             let mut room = self.room(id, queued).min(most - drained);
             if queued > SHORT {
                 room = room.min(self.flight_room(now));
             }
-            let queue = &mut self.outbound.data[index].queue;
-            let Some(bytes) = queue.take(room) else {
+            let stream = &mut self.outbound.data[index];
+            let Some(bytes) = stream.queue.take(room) else {
                 break;
             };
-            let piece = self.flight.piece(bytes.clone());
-            match self.quic.stream_send_zc(id, piece, false) {
+            let piece = self.flight.piece(bytes.clone(), &stream.under_way);
+            let urgency = data_urgency(queued);
+            if stream.urgency.replace(urgency) != Some(urgency) {
+                // Incremental: streams of one urgency take turns.
+                self.prioritise(id, urgency, true);
+            }
+            let sent = self.quic.stream_send_zc(id, piece, false);
+            let queue = &mut self.outbound.data[index].queue;
+            match sent {
                 Ok((written, rest)) => {
                     drained += written;
                     if let Some(rest) = rest {
@@ -489,7 +504,7 @@ impl Connection {
         if self.outbound.finished {
             return;
         }
-        if !self.outbound.control_opened {
+        if self.outbound.control_urgency.is_none() {
             // A server whose client never opened the control stream: nothing was ever said.
             return self.hang_up(code::NO_ERROR, "");
         }

@@ -271,7 +271,7 @@ impl Connection {
                 break;
             };
             let length = piece.len();
-            let counted = self.flight.piece(piece.clone());
+            let counted = self.flight.piece(piece.clone(), &write.under_way);
             let rest = match self.quic.stream_send_zc(id, counted, last) {
                 Ok((_, rest)) => rest.map(|rest| rest.bytes),
                 Err(quiche::Error::Done) => Some(piece),

@@ -11,6 +11,7 @@ mod schedule;
 mod stream;
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use bytes::{Bytes, BytesMut};
@@ -72,6 +73,8 @@ pub(crate) struct Write {
     pub id: u64,
     /// Quiche does not know it yet, or another one.
     pub priority: Option<u8>,
+    /// Bytes of it that quiche holds.
+    pub under_way: Arc<AtomicUsize>,
 }
 
 /// A stream to read: what has been read of it before, and how much more is wanted.
@@ -291,18 +294,24 @@ impl Streams {
             if stream.wants_writing() || stream.told_priority != Some(stream.priority) {
                 let priority =
                     (stream.told_priority != Some(stream.priority)).then_some(stream.priority);
-                return Some(Write { id, priority });
+                let under_way = stream.under_way.clone();
+                return Some(Write {
+                    id,
+                    priority,
+                    under_way,
+                });
             }
         }
         None
     }
 
-    /// Those that quiche knows and that have nothing to send are to have this priority there, until they
-    /// have something.
+    /// Those that quiche knows, and of which it holds nothing, are to have this priority there, until more of
+    /// them is written.
     pub fn make_last(&self, priority: u8) -> Vec<u64> {
         let mut table = self.table.lock();
         let idle = table.streams.iter_mut().filter(|(_, stream)| {
-            !stream.wants_writing() && stream.told_priority.is_some_and(|told| told != priority)
+            stream.told_priority.is_some_and(|told| told != priority)
+                && stream.under_way.load(Relaxed) == 0
         });
         idle.map(|(&id, stream)| {
             stream.told_priority = Some(priority);

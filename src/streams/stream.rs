@@ -1,5 +1,8 @@
 //! One stream of the application's: what is known of it on our side of quiche.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+
 use bytes::{Bytes, BytesMut};
 
 use super::Left;
@@ -31,6 +34,8 @@ pub(super) struct Stream {
     pub priority: u8,
     /// What quiche was told; nothing, before it knows the stream.
     pub told_priority: Option<u8>,
+    /// Bytes of it that quiche holds.
+    pub under_way: Arc<AtomicUsize>,
     /// What waits for QUIC; most of the many streams that may be open have nothing.
     pub queue: Option<Box<SendQueue>>,
     pub sending: Sending,
@@ -63,6 +68,7 @@ impl Stream {
             uni: !(sends && receives),
             priority,
             told_priority: None,
+            under_way: Arc::default(),
             queue: None,
             sending: if sends { Sending::Open } else { Sending::Done },
             received: !receives,

@@ -7,6 +7,7 @@
 mod data;
 mod ends;
 mod handshake;
+mod in_the_way;
 mod intruder;
 mod large;
 mod paths;
