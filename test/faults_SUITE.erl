@@ -19,6 +19,8 @@
 -define(AGENT, quic_dist_test_agent).
 -define(TALK, quic_dist_test_talk).
 -define(MIB, 1048576).
+%% Three ticks of a second after the last sign of life, which may be a moment before the fault.
+-define(EARLIEST_MS, 2500).
 
 suite() -> [{timetrap, {seconds, seconds(120, 900)}}].
 
@@ -101,21 +103,22 @@ connection_ends(Config) ->
 
 ended(Fault, {A, B, _, _} = Pair, Break, Watchers, Mend, Config) ->
     Sides = [{case Side of a -> A; b -> B end, Reasons, Within} || {Side, Reasons, Within} <- Watchers],
-    Left = ?TALK:left(A),
     At = quic_dist_test_clock:now_ms(),
     _ = Break(Pair),
     Noticed = noticed([H || {H, _, _} <- Sides], At, #{}),
     Stalled = quic_dist_test_clock:stalled(At),
+    StalledBefore = quic_dist_test_clock:stalled(At - 1000),
     Heard = [?TALK:last(H) || {H, _, _} <- Sides],
     Said = [?LIB:call(H, ?TALK, said, []) || {H, _, _} <- Sides],
     [begin
          {Fault, Ms, Stalled, true} = {Fault, Ms, Stalled, Ms - Stalled =< Within},
+         {Fault, Ms, true} = {Fault, Ms, Reason =/= net_tick_timeout orelse Ms + StalledBefore >= ?EARLIEST_MS},
          {Fault, Reason, true} = {Fault, Reason, lists:member(Reason, Reasons)}
      end || {{_, Reasons, Within}, {Ms, Reason}} <- lists:zip(Sides, Noticed)],
     Again = Mend(Pair),
     ?LIB:connect(A, Again),
-    pong = ?LIB:call(A, net_adm, ping, [?LIB:node(Again)]),
-    nothing_left([A], [Left]),
+    [pong = ?LIB:call(H, net_adm, ping, [?LIB:node(Other)]) || {H, Other} <- [{A, Again}, {Again, A}]],
+    ?TALK:nothing_left(case Again of B -> [A, B]; _ -> [A] end),
     line("| ~ts | ~ts | ~ts | | the next connection works, nothing is left |~n",
          [Fault, lists:join(" and ", [io_lib:format("~w said, ~w heard", [S, H]) || {S, H} <- lists:zip(Said, Heard)]),
           lists:join(" and ", [io_lib:format("~w (`~p`)", [Ms, Reason]) || {Ms, Reason} <- Noticed])], Config).
@@ -167,21 +170,25 @@ windows(N, Tried) ->
     {Good, Bad} = lists:partition(fun({{_, Longest, _}, Pauses}) -> lists:max(Pauses) =< Longest end, Seen),
     maps:merge(windows(N - 1, [T || {T, _} <- Bad]), maps:from_list([{Pair, Pauses} || {{_, _, Pair}, Pauses} <- Good])).
 
-%% Nothing gets through. A probe time-out doubles (RFC 9002, section 6.2), so that the pause is at most twice as long as the fault, and a bit.
+%% Nothing gets through, or nothing one way. A probe time-out doubles (RFC 9002, section 6.2), so that the pause is at most twice as long as the fault, and a bit.
 path_stops(Config) ->
-    Stops = case is_full() of true -> [1, 5, 60]; false -> [1, 5] end,
-    Pairs = relayed([{"stops", 8 * S + 60} || S <- Stops]),
-    [ok = quic_dist_relay:set(Relay, #{loss => 1.0}) || {_, _, Relay, _} <- Pairs],
+    Stops = [{1, both}, {3, to_server}, {3, to_client}, {5, both}] ++ case is_full() of true -> [{60, both}]; false -> [] end,
+    Pairs = relayed([{"stops", 8 * S + 60} || {S, _} <- Stops]),
+    [ok = quic_dist_relay:set(Relay, #{loss => 1.0, lossy => Way}) || {{_, Way}, {_, _, Relay, _}} <- lists:zip(Stops, Pairs)],
     Began = quic_dist_test_clock:now_ms(),
     %% as long as it was, and not as it should have been
-    {Lasted, _} = lists:mapfoldl(fun({Stop, {_, _, Relay, _}}, Before) ->
+    {Lasted, _} = lists:mapfoldl(fun({{Stop, _}, {_, _, Relay, _}}, Before) ->
                                          timer:sleep((Stop - Before) * 1000),
-                                         ok = quic_dist_relay:set(Relay, #{loss => 0.0}),
+                                         ok = quic_dist_relay:set(Relay, quic_dist_relay:fair()),
                                          {quic_dist_test_clock:now_ms() - Began, Stop}
                                  end, 0, lists:zip(Stops, Pairs)),
-    timer:sleep(lists:last(Stops) * 1000),
-    [finished(io_lib:format("nothing gets through for ~b s", [Stop]), 2 * Millis + 1000, Pair, Config)
-     || {Stop, Millis, Pair} <- lists:zip3(Stops, Lasted, Pairs)].
+    timer:sleep(element(1, lists:last(Stops)) * 1000),
+    [finished(io_lib:format("nothing gets through~s for ~b s", [way(Way), Stop]), 2 * Millis + 1000, Pair, Config)
+     || {{Stop, Way}, Millis, Pair} <- lists:zip3(Stops, Lasted, Pairs)].
+
+way(both) -> "";
+way(to_server) -> " from the node that dialled";
+way(to_client) -> " to the node that dialled".
 
 %% Large datagrams vanish from one moment on, and nothing says so: quiche's search for the path MTU is over by then.
 black_hole(Config) ->
@@ -508,17 +515,14 @@ in_net(Net, TickTime) ->
 finished(Fault, Longest, Pair, Config) -> finished(Fault, Longest, [0, 0], Pair, Config).
 
 %% There were such pauses already.
-finished(Fault, Longest, Before, {A, B, Relay, Talk}, Config) ->
+finished(Fault, Longest, Before, {_, _, Relay, Talk}, Config) ->
     is_pid(Relay) andalso quic_dist_relay:set(Relay, quic_dist_relay:fair()),
     Said = ?TALK:finish(Talk),
     Pauses = [max(Was, Pause) || {Was, {_, Pause}} <- lists:zip(Before, ?TALK:pauses(Talk))],
     [[nodeup] = [What || E <- ?LIB:call(H, ?AGENT, node_events, []), What <- [element(1, E)], element(2, E) =:= ?LIB:node(Other)] || {H, Other} <- Talk],
     Infos = [?LIB:connection(H, Other) || {H, Other} <- Talk],
     Lost = [io_lib:format("~b of ~b", [L, S]) || #{packets_lost := L, packets_sent := S} <- Infos],
-    Left = [?TALK:left(H) || H <- [A, B]],
-    ?LIB:disconnect(A, B),
-    ?LIB:connect(A, B),
-    nothing_left([A, B], Left),
+    ?TALK:again(Talk),
     line("| ~ts | ~w and ~w | ~w and ~w | ~ts and ~ts | the next connection works, nothing is left |~n", [Fault | Said ++ Pauses ++ Lost], Config),
     [true = P =< Longest || P <- Pauses],
     ok.
@@ -527,11 +531,3 @@ line(Format, Values, Config) ->
     Line = io_lib:format(Format, Values),
     ok = file:write_file(?config(table, Config), unicode:characters_to_binary(Line), [append]),
     ct:log("~ts", [Line]).
-
-%% Soon.
-nothing_left(Handles, Before) ->
-    [?LIB:wait_until({nothing_left, Was}, fun() -> left_nothing(Was, ?TALK:left(H)) end, 10000) || {H, Was} <- lists:zip(Handles, Before)],
-    ok.
-
-left_nothing(#{threads := Threads, fds := Fds}, #{threads := ThreadsNow, fds := FdsNow}) ->
-    ThreadsNow =< Threads + 1 andalso FdsNow =< Fds.
