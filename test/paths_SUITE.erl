@@ -80,7 +80,6 @@ nat_forgets(Config) ->
     timer:sleep(2000),
     go_on(Talk),
     lost(Tcp, At),
-    go_on(Talk),
     ends_well(Talk).
 
 %% Where the node was dialled nothing answers any more, and nobody says a word; but EPMD says another port by then.
