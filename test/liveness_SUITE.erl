@@ -56,8 +56,10 @@ full_load(_Config) ->
                       {stat(H, Other), now_ms()}
                   end || {H, Other} <- ends(Held)],
     Started = now_ms(),
-    [load(From, To) || P <- [One, Four], {From, To} <- ends(P)],
+    AtIt = [{From, load(From, To)} || P <- [One, Four], {From, To} <- ends(P)],
     timer:sleep(duration_s() * 1000),
+    %% every message came, once and in order: otherwise its receiver and its sender have ended
+    [false = lists:member(gone, states(H, Senders)) || {H, Senders} <- AtIt],
     %% nothing was lost, nor lost and connected again
     [{Tag, []} = {Tag, ?LIB:call(H, ?MODULE, events, [])} || {Tag, P} <- lists:zip([one, four, held], Pairs), {H, _} <- ends(P)],
     Before = [controllers(P) || P <- Pairs],
@@ -79,7 +81,8 @@ full_load(_Config) ->
      end || {{Stat0, Since}, {H, Other}} <- lists:zip(HeldBefore, ends(Held))],
     [true = lists:member(suspended, states(H, Senders)) || {H, Senders} <- Waiting],
     [?LIB:run(H, fun() -> Holder ! {resume, self()}, receive {Holder, resumed} -> ok end end) || {H, Holder} <- Holders],
-    [?LIB:wait_until(flows, fun() -> element(1, ?LIB:call(H, ?MODULE, received, [])) > 16 end, 20000) || {H, _} <- ends(Held)].
+    [?LIB:wait_until(flows, fun() -> element(1, ?LIB:call(H, ?MODULE, received, [])) > 16 end, 20000) || {H, _} <- ends(Held)],
+    [false = lists:member(gone, states(H, Senders)) || {H, Senders} <- AtIt ++ Waiting].
 
 %% Both sizes of messages came to a node.
 flowed(Name, H, Seconds) ->
@@ -221,27 +224,31 @@ window(_Small) -> 8000.
 -spec sender(pid() | {atom(), node()}, pos_integer(), pos_integer()) -> no_return().
 sender(Receiver, Size, Ahead) ->
     Monitor = erlang:monitor(process, Receiver),
-    sending({data, self(), rand:bytes(Size)}, Receiver, Monitor, Ahead * window(Size)).
+    sending(1, rand:bytes(Size), Receiver, Monitor, Ahead * window(Size)).
 
-sending(Message, Receiver, Monitor, Credit) ->
+sending(N, Bytes, Receiver, Monitor, Credit) ->
     receive
-        {more, More} -> sending(Message, Receiver, Monitor, Credit + More);
+        {more, More} -> sending(N, Bytes, Receiver, Monitor, Credit + More);
         {'DOWN', Monitor, process, _, Why} -> exit({shutdown, Why})
     after
         case Credit of 0 -> infinity; _ -> 0 end ->
-            Receiver ! Message,
-            sending(Message, Receiver, Monitor, Credit - 1)
+            Receiver ! {data, self(), N, Bytes},
+            sending(N + 1, Bytes, Receiver, Monitor, Credit - 1)
     end.
 
+%% Of one sender. It ends, and the sender with it, where one of its messages is missing, doubled or out of order.
 -spec receiver(pos_integer()) -> no_return().
-receiver(Size) -> receiving(persistent_term:get(?MODULE), Size, window(Size) div 4, 0).
+receiver(Size) -> receiving(persistent_term:get(?MODULE), Size, window(Size) div 4, 0, 0).
 
-receiving(Counters, Size, Batch, Batch) ->
-    receive {data, From, _} -> From ! {more, Batch + 1} end,
-    count(Counters, Size, Batch + 1),
-    receiving(Counters, Size, Batch, 0);
-receiving(Counters, Size, Batch, Count) ->
-    receive {data, _, _} -> receiving(Counters, Size, Batch, Count + 1) end.
+receiving(Counters, Size, Batch, Count, Last) ->
+    receive
+        {data, _, N, _} when N =/= Last + 1 -> error({not_in_order, Last, N});
+        {data, From, N, _} when Count =:= Batch ->
+            From ! {more, Batch + 1},
+            count(Counters, Size, Batch + 1),
+            receiving(Counters, Size, Batch, 0, N);
+        {data, _, N, _} -> receiving(Counters, Size, Batch, Count + 1, N)
+    end.
 
 count(Counters, ?MIB, Messages) -> counters:add(Counters, 1, Messages);
 count(Counters, _Small, Messages) -> counters:add(Counters, 2, Messages).

@@ -1,13 +1,15 @@
 %% An address changes under a connection: what a NAT makes of the dialling node's, the dialling node's own, the dialled node's own.
 %% Messages flow both ways all the time. nodes() stays as it is, no message is lost, traffic goes on within a second, and a line of the
-%% log says from where to where. `inet_tcp' loses the node each time, which is shown beside it.
-%%
-%% The hosts are network namespaces, where there may be any; the NAT is a relay.
+%% log says from where to where. Afterwards the next connection works, and nothing is left behind. `inet_tcp' loses the node, each time that it
+%% is shown beside it: the hosts are network namespaces, where there may be any. In nat_rebinds and dialled_node_is_elsewhere a relay is the
+%% NAT, or the two addresses of a node: it needs no namespaces, but carries UDP only, so there is nothing beside it. (nat_forgets and
+%% dialled_host_moves_unheard are the same with both carriers.) An interface or an address that is gone for two seconds and comes back is no
+%% change of address: TCP outlives it as well.
 -module(paths_SUITE).
 -include_lib("common_test/include/ct.hrl").
 
 -export([all/0, suite/0, init_per_suite/1, end_per_suite/1, init_per_testcase/2, end_per_testcase/2]).
--export([nat_rebinds/1, dialling_host_moves/1, dialled_host_moves/1, dialled_host_moves_unheard/1, dialled_node_is_elsewhere/1,
+-export([nat_rebinds/1, nat_forgets/1, dialling_host_moves/1, dialled_host_moves/1, dialled_host_moves_unheard/1, dialled_node_is_elsewhere/1,
          address_is_gone_for_a_while/1, interface_down_and_up/1]).
 
 -define(LIB, quic_dist_test_lib).
@@ -20,10 +22,10 @@
 -define(PAUSE_MS, 1000).
 -define(GONE_MS, 2000).
 
-suite() -> [{timetrap, {seconds, 60}}].
+suite() -> [{timetrap, {seconds, 120}}].
 
 all() ->
-    [nat_rebinds, dialled_node_is_elsewhere, dialling_host_moves, dialled_host_moves, dialled_host_moves_unheard, address_is_gone_for_a_while,
+    [nat_rebinds, dialled_node_is_elsewhere, nat_forgets, dialling_host_moves, dialled_host_moves, dialled_host_moves_unheard, address_is_gone_for_a_while,
      interface_down_and_up].
 
 init_per_suite(Config) -> ?LIB:init_suite(Config).
@@ -31,9 +33,12 @@ end_per_suite(Config) -> ?LIB:end_suite(Config).
 
 init_per_testcase(Case, Config) when Case =:= nat_rebinds; Case =:= dialled_node_is_elsewhere -> ?LIB:init_case(Case, [{Case, "the relay carries UDP"}], Config);
 init_per_testcase(Case, Config) ->
+    Needs = lists:member(Case, [nat_forgets, dialled_host_moves_unheard]) andalso os:find_executable("nft") =:= false,
     case {?LIB:init_case(Case, [{Case, "it is both carriers' case already"}], Config), ?NET:available()} of
         {{skip, _} = Skip, _} -> Skip;
         {_, {false, Why}} -> {skip, Why};
+        {_, true} when Needs -> {skip, "there is no `nft' (Debian: nftables)"};
+        {_, true} when Case =:= nat_forgets -> [{net, ?NET:start_nat()} | Config];
         {_, true} -> [{net, ?NET:start()} | Config]
     end.
 
@@ -55,7 +60,27 @@ nat_rebinds(_Config) ->
     ok = quic_dist_relay:rebind(Relay),
     timer:sleep(2000),
     go_on(Talk),
+    ends_well(Talk),
     quic_dist_relay:stop(Relay).
+
+%% A NAT of the kernel's, for either carrier.
+nat_forgets(Config) ->
+    Net = ?config(net, Config),
+    {A, B} = nodes_in(Net, "quic"),
+    Tcp = on_tcp(nodes_in(Net, "inet_tcp")),
+    Talk = connected(A, B),
+    Before = peer(B, A),
+    At = os:system_time(millisecond),
+    ok = ?NET:forget(Net),
+    timer:sleep(2000),
+    go_on(Talk),
+    ?LIB:wait_until(moved, fun() -> peer(B, A) =/= Before end, 10000),
+    ?LIB:wait_until(told, fun() -> has_line(B, ["goes on" | [quic_dist_log:peer(P) || P <- [Before, peer(B, A)]]]) end, 10000),
+    ok = ?NET:forget(Net),
+    timer:sleep(2000),
+    go_on(Talk),
+    lost(Tcp, At),
+    ends_well(Talk).
 
 %% Where the node was dialled nothing answers any more, and nobody says a word; but EPMD says another port by then.
 dialled_node_is_elsewhere(_Config) ->
@@ -67,7 +92,7 @@ dialled_node_is_elsewhere(_Config) ->
     ok = quic_dist_relay:set(First, #{loss => 1.0}),
     timer:sleep(1000),
     ok = ?LIB:call(A, quic_dist_test_epmd, route, [#{Alive => OtherPort}]),
-    found(A, B, Talk, quic_dist_log:peer({{127, 0, 0, 1}, OtherPort})),
+    found(A, Talk, quic_dist_log:peer({{127, 0, 0, 1}, OtherPort})),
     {_, OtherPort} = peer(A, B),
     [quic_dist_relay:stop(Relay) || Relay <- [First, Second]].
 
@@ -79,7 +104,7 @@ behind_relays() ->
 
 %% The nodes have lost each other's addresses, and discovery knows better by now: it is asked, and traffic goes on within a second of that.
 %% How long it went on without.
-found(A, B, Talk, Address) ->
+found(A, Talk, Address) ->
     ?LIB:wait_until(sought, fun() -> has_line(A, ["is looked for", Address]) end, 6000),
     Known = erlang:monotonic_time(millisecond),
     ?LIB:wait_until(moved, fun() -> has_line(A, ["goes on", Address]) end, 10000),
@@ -90,9 +115,7 @@ found(A, B, Talk, Address) ->
     ct:log("~s: moved ~b ms after the address was known; messages and the longest pause in ms, on each side: ~w", [Address, Found, Pauses]),
     timer:sleep(500),
     go_on(Talk),
-    [_, _] = ?TALK:finish(Talk),
-    [[Other] = ?LIB:call(H, erlang, nodes, []) || {H, Other} <- [{A, ?LIB:node(B)}, {B, ?LIB:node(A)}]],
-    ok.
+    ends_well(Talk).
 
 dialling_host_moves(Config) -> host_moves(a, Config).
 
@@ -105,9 +128,9 @@ host_moves(Side, Config) ->
     Second = First ++ "0",
     Third = First ++ "1",
     {A, B} = nodes_in(Net, "quic"),
-    {TcpA, TcpB} = nodes_in(Net, "inet_tcp"),
+    Tcp = on_tcp(nodes_in(Net, "inet_tcp")),
     Talk = connected(A, B),
-    _ = connected(TcpA, TcpB),
+    At = os:system_time(millisecond),
     move(Net, Side, First, Second),
     timer:sleep(2000),
     go_on(Talk),
@@ -123,10 +146,8 @@ host_moves(Side, Config) ->
     move(Net, Side, Third, First),
     timer:sleep(1000),
     go_on(Talk),
-    %% the same nodes, talking in the same way, on the other carrier
-    NodeB = ?LIB:node(TcpB),
-    [{nodeup, NodeB}, {nodedown, NodeB, Reason}] = ?LIB:call(TcpA, ?AGENT, node_events, []),
-    ct:log("on inet_tcp: ~p", [Reason]).
+    lost(Tcp, At),
+    ends_well(Talk).
 
 move(Net, Side, From, To) ->
     "" = ?NET:ip(Net, Side, ["addr add ", To, "/24 dev eth"]),
@@ -143,55 +164,55 @@ dialled_host_moves_unheard(Config) ->
     Rc = filename:join(?config(priv_dir, Config), "inetrc"),
     ok = file:write_file(Rc, io_lib:format("{lookup, [file]}.~n{host, ~w, [~p]}.~n", [Ip(First), Host])),
     Rules = "add table inet t; add chain inet t i { type filter hook input priority 0; }; add rule inet t i meta l4proto udp ct state new drop",
-    case os:find_executable("nft") of
-        false ->
-            {skip, "there is no `nft' (Debian: nftables)"};
-        _ ->
-            "" = ?NET:sh(Net, a, ["nft \"", Rules, "\""]),
-            [A, B] = ?LIB:start_all([#{name => Name, namespace => ?NET:namespace(Net, Side), env => [{"ERL_INETRC", Rc}],
-                                       args => ["-start_epmd", "false" | args()]}
-                                     || {Side, Name} <- [{a, "aquic@" ++ ?NET:host(Net, a)}, {b, "bquic@" ++ Host}]]),
-            Talk = connected(A, B),
-            "" = ?NET:ip(Net, b, ["addr del ", First, "/24 dev eth"]),
-            timer:sleep(500),
-            "" = ?NET:ip(Net, b, ["addr add ", Second, "/24 dev eth"]),
-            timer:sleep(500),
-            _ = ?TALK:pauses(Talk),
-            timer:sleep(500),
-            %% nothing is heard of that
-            [{0, _}, {0, _}] = ?TALK:pauses(Talk),
-            ok = ?LIB:run(A, fun() -> ok = inet_db:del_host(Ip(First)), ok = inet_db:add_host(Ip(Second), [Host]) end),
-            found(A, B, Talk, Second ++ ":")
-    end.
+    "" = ?NET:sh(Net, a, ["nft \"", Rules, "\""]),
+    [{A, B}, Pair] = [begin
+        [HandleA, HandleB] = ?LIB:start_all([#{name => lists:concat([Side, Carrier, "@", At]), carrier => Carrier, namespace => ?NET:namespace(Net, Side),
+                                               env => [{"ERL_INETRC", Rc}], args => ["-start_epmd", "false" | args()]}
+                                             || {Side, At} <- [{a, ?NET:host(Net, a)}, {b, Host}]]),
+        {HandleA, HandleB}
+    end || Carrier <- ["quic", "inet_tcp"]],
+    Tcp = on_tcp(Pair),
+    Talk = connected(A, B),
+    Gone = os:system_time(millisecond),
+    "" = ?NET:ip(Net, b, ["addr del ", First, "/24 dev eth"]),
+    timer:sleep(500),
+    "" = ?NET:ip(Net, b, ["addr add ", Second, "/24 dev eth"]),
+    timer:sleep(500),
+    _ = ?TALK:pauses(Talk),
+    timer:sleep(500),
+    %% nothing is heard of that
+    [{0, _}, {0, _}] = ?TALK:pauses(Talk),
+    [ok = ?LIB:run(H, fun() -> ok = inet_db:del_host(Ip(First)), ok = inet_db:add_host(Ip(Second), [Host]) end) || H <- [A, element(1, Pair)]],
+    found(A, Talk, Second ++ ":"),
+    lost(Tcp, Gone).
 
 %% No address at all for two seconds, on either side. A sender that has filled its window waits for a probe time-out (RFC 9002, section
 %% 6.2), which doubles: for at most as long again as it has waited.
 address_is_gone_for_a_while(Config) ->
     Net = ?config(net, Config),
-    {A, B} = nodes_in(Net, "quic"),
-    Talk = connected(A, B),
-    [begin
-         Address = ?NET:host(Net, Side),
-         "" = ?NET:ip(Net, Side, ["addr del ", Address, "/24 dev eth"]),
-         timer:sleep(?GONE_MS),
-         "" = ?NET:ip(Net, Side, ["addr add ", Address, "/24 dev eth"]),
-         timer:sleep(3000),
-         ok = ?TALK:resumed(Talk),
-         ?TALK:go_on(Talk, 2 * ?GONE_MS + ?PAUSE_MS)
-     end || Side <- [a, b]].
+    Address = fun(Side) -> [?NET:host(Net, Side), "/24 dev eth"] end,
+    gone_for_a_while(Net, fun(Side) -> ["addr del ", Address(Side)] end, fun(Side) -> ["addr add ", Address(Side)] end).
 
 interface_down_and_up(Config) ->
-    Net = ?config(net, Config),
+    gone_for_a_while(?config(net, Config), fun(_) -> "link set eth down" end, fun(_) -> "link set eth up" end).
+
+gone_for_a_while(Net, Down, Up) ->
     {A, B} = nodes_in(Net, "quic"),
+    {TcpA, TcpB} = on_tcp(nodes_in(Net, "inet_tcp")),
     Talk = connected(A, B),
     [begin
-         "" = ?NET:ip(Net, Side, "link set eth down"),
+         Began = quic_dist_test_clock:now_ms(),
+         "" = ?NET:ip(Net, Side, Down(Side)),
          timer:sleep(?GONE_MS),
-         "" = ?NET:ip(Net, Side, "link set eth up"),
+         "" = ?NET:ip(Net, Side, Up(Side)),
+         Lasted = quic_dist_test_clock:now_ms() - Began,
          timer:sleep(3000),
          ok = ?TALK:resumed(Talk),
-         ?TALK:go_on(Talk, 2 * ?GONE_MS + ?PAUSE_MS)
-     end || Side <- [a, b]].
+         ?TALK:go_on(Talk, 2 * Lasted + ?PAUSE_MS)
+     end || Side <- [a, b]],
+    Lost = [maps:with([packets_lost, packets_sent], ?LIB:connection(H, Other)) || {H, Other} <- Talk],
+    ct:log("packets: ~p; on inet_tcp: ~p", [Lost, [?LIB:call(H, ?AGENT, node_events, []) || H <- [TcpA, TcpB]]]),
+    ends_well(Talk).
 
 %%% Two nodes that talk
 
@@ -208,6 +229,25 @@ connected(A, B) ->
     ?TALK:start(A, B).
 
 go_on(Talk) -> ?TALK:go_on(Talk, ?PAUSE_MS).
+
+%% All that was said has arrived, nodes() is what it always was, and there is a next connection; nothing is left.
+ends_well([{A, B}, _] = Talk) ->
+    ct:log("messages, each way: ~w", [?TALK:finish(Talk)]),
+    [[{nodeup, Other}] = ?LIB:call(H, ?AGENT, node_events, []) || {H, Other} <- [{A, ?LIB:node(B)}, {B, ?LIB:node(A)}]],
+    ?TALK:again(Talk).
+
+%% The same on the other carrier: nodes that talk in the same way.
+on_tcp({A, B} = Pair) ->
+    _ = connected(A, B),
+    Pair.
+
+%% They lose each other, by the ticks at the latest.
+lost({A, B}, Since) ->
+    [begin
+         ?LIB:wait_until({lost, H}, fun() -> ?LIB:call(H, ?AGENT, nodedown_at, []) =/= none end, 3 * ?TICKTIME_S * 1000),
+         {At, Reason} = ?LIB:call(H, ?AGENT, nodedown_at, []),
+         ct:log("on inet_tcp, ~s: lost the other one after ~b ms: ~0p", [?LIB:node(H), At - Since, Reason])
+     end || H <- [A, B]].
 
 peer(H, Other) ->
     #{peer := Peer} = ?LIB:connection(H, Other),

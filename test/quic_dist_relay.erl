@@ -64,7 +64,7 @@ set(Pid, Options) -> ask(Pid, {set, Options}).
 
 %% What takes back whatever it does to datagrams by chance.
 -spec fair() -> options().
-fair() -> #{loss => 0.0, duplicate => 0.0, reorder => 0.0, mutate => 0.0}.
+fair() -> #{loss => 0.0, lossy => both, duplicate => 0.0, reorder => 0.0, mutate => 0.0}.
 
 %% As a NAT that has forgotten its clients: each gets another socket towards the server with its next datagram, and what the
 %% server sends to the old ones is lost.

@@ -4,7 +4,7 @@
 %% It also keeps, on request, what a test asserts afterwards: the node's log events, and its nodeup and nodedown messages.
 -module(quic_dist_test_agent).
 
--export([start/1, serve/2, keep_log/0, log_lines/0, watch_nodes/0, node_events/0]).
+-export([start/1, serve/2, keep_log/0, log_lines/0, watch_nodes/0, node_events/0, nodedown_at/0]).
 %% logger's callback
 -export([log/2]).
 
@@ -84,7 +84,15 @@ watch_nodes() ->
 -spec node_events() -> [{nodeup, node()} | {nodedown, node(), term()}].
 node_events() -> [Event || {_, Event} <- ets:tab2list(?EVENTS)].
 
-store(Table, Entry) -> ets:insert(Table, {erlang:unique_integer([monotonic]), Entry}).
+%% When, by the system's clock in ms, and why the first node went that went.
+-spec nodedown_at() -> {integer(), term()} | none.
+nodedown_at() ->
+    case [{At, Reason} || {{_, At}, {nodedown, _, Reason}} <- ets:tab2list(?EVENTS)] of
+        [First | _] -> First;
+        [] -> none
+    end.
+
+store(Table, Entry) -> ets:insert(Table, {{erlang:unique_integer([monotonic]), os:system_time(millisecond)}, Entry}).
 
 %% A process that owns Table and handles what Begin makes it receive. It is there when this returns.
 keeper(Table, Begin, Handle) ->

@@ -1,12 +1,12 @@
 %% Two hosts in one machine: two network namespaces joined by a pair of virtual Ethernet devices, an EPMD in each. Their addresses,
-%% interfaces and firewalls are the test's to change. It takes root.
+%% interfaces and firewalls are the test's to change. Or a third one between them, the router: a NAT, behind which side a is. It takes root.
 -module(quic_dist_test_net).
 
--export([available/0, start/0, stop/1, end_case/1, start_nodes/3, start_nodes/4, namespace/2, host/2, ip/3, sh/3]).
+-export([available/0, start/0, start_nat/0, forget/1, stop/1, end_case/1, start_nodes/3, start_nodes/4, namespace/2, host/2, ip/3, sh/3]).
 
 -export_type([net/0, side/0]).
 
--type side() :: a | b.
+-type side() :: a | b | router.
 -opaque net() :: #{number := 0..255, names := #{side() := string()}, epmds := [port()]}.
 
 -define(DEVICE, "eth").
@@ -29,11 +29,7 @@ name(What) -> lists:concat(["qdt", os:getpid(), What]).
 
 -spec start() -> net().
 start() ->
-    Number = erlang:phash2({os:getpid(), erlang:unique_integer()}, 250) + 1,
-    Names = #{a => name(a), b => name(b)},
-    Net = #{number => Number, names => Names, epmds => []},
-    #{a := A, b := B} = Names,
-    [run(["ip netns add ", N]) || N <- [A, B]],
+    Net = #{names := #{a := A, b := B}} = namespaces([a, b]),
     run(["ip -n ", A, " link add " ?DEVICE " type veth peer name " ?DEVICE " netns ", B]),
     [begin
          %% the second address stays when the first one goes
@@ -42,7 +38,44 @@ start() ->
          "" = ip(Net, Side, "link set " ?DEVICE " up"),
          "" = ip(Net, Side, ["addr add ", host(Net, Side), "/24 dev " ?DEVICE])
      end || Side <- [a, b]],
-    Net#{epmds := [epmd(N) || N <- [A, B]]}.
+    with_epmds(Net).
+
+%% The router gives what goes from a to b its own address and a port by chance, and lets in what it has an entry for only, as they do. It takes
+%% `nft' besides.
+-spec start_nat() -> net().
+start_nat() ->
+    Net = #{names := #{router := Router} = Names} = namespaces([a, b, router]),
+    [begin
+         run(["ip -n ", maps:get(Side, Names), " link add " ?DEVICE " type veth peer name to_", atom_to_list(Side), " netns ", Router]),
+         "" = ip(Net, router, ["link set to_", atom_to_list(Side), " up"]),
+         "" = ip(Net, router, ["addr add ", gateway(Net, Side), "/24 dev to_", atom_to_list(Side)]),
+         "" = ip(Net, Side, "link set lo up"),
+         "" = ip(Net, Side, "link set " ?DEVICE " up"),
+         "" = ip(Net, Side, ["addr add ", host(Net, Side), "/24 dev " ?DEVICE]),
+         "" = ip(Net, Side, ["route add default via ", gateway(Net, Side)])
+     end || Side <- [a, b]],
+    "" = sh(Net, router, "echo 1 > /proc/sys/net/ipv4/ip_forward"),
+    "" = sh(Net, router, ["nft \"add table ip t; "
+                          "add chain ip t i { type filter hook input priority 0; policy drop; }; "
+                          "add chain ip t n { type nat hook postrouting priority 100; }; add rule ip t n oifname to_b masquerade fully-random\""]),
+    with_epmds(Net).
+
+%% The NAT forgets whom it knows: its address goes, and with it (as `masquerade' has it) all entries, and comes back.
+-spec forget(net()) -> ok.
+forget(Net) ->
+    Address = [gateway(Net, b), "/24 dev to_b"],
+    "" = ip(Net, router, ["addr del ", Address]),
+    "" = ip(Net, router, ["addr add ", Address]),
+    ok.
+
+gateway(Net, Side) -> filename:rootname(host(Net, Side)) ++ ".254".
+
+namespaces(Sides) ->
+    Names = maps:from_list([{Side, name(Side)} || Side <- Sides]),
+    [run(["ip netns add ", N]) || N <- maps:values(Names)],
+    #{number => erlang:phash2({os:getpid(), erlang:unique_integer()}, 250) + 1, names => Names, epmds => []}.
+
+with_epmds(#{names := #{a := A, b := B}} = Net) -> Net#{epmds := [epmd(N) || N <- [A, B]]}.
 
 run(Command) -> "" = os:cmd(lists:flatten(Command)).
 
@@ -93,6 +126,7 @@ namespace(#{names := Names}, Side) -> maps:get(Side, Names).
 
 %% The address that a side begins with, as nodes' names have it; others in its subnet are the test's to give.
 -spec host(net(), side()) -> string().
+host(#{number := Number, names := #{router := _}}, b) -> lists:concat(["10.79.", Number, ".2"]);
 host(#{number := Number}, Side) -> lists:concat(["10.78.", Number, ".", case Side of a -> 1; b -> 2 end]).
 
 %% What `ip' says to these words, on one side.

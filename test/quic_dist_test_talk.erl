@@ -1,8 +1,8 @@
 %% Two nodes that talk both ways all the time while something happens to the network between them: whether every message arrives, once
-%% and in order, and for how long none does.
+%% and in order, and for how long none does; and what is left of it afterwards.
 -module(quic_dist_test_talk).
 
--export([start/2, start/3, pauses/1, go_on/2, resumed/1, finish/1, last/1, left/1]).
+-export([start/2, start/3, pauses/1, go_on/2, resumed/1, finish/1, last/1, again/1, nothing_left/1]).
 %% run on the nodes
 -export([listen/0, say/2, talker/4, listener/2, heard/0, said/0]).
 
@@ -15,8 +15,10 @@
 -define(AGENT, quic_dist_test_agent).
 -define(CLOCK, quic_dist_test_clock).
 -define(TALKER, quic_dist_test_talker).
+%% Many times what a talk has under way; what a mailbox had in it, and the allocators have not given back yet, is no leak.
+-define(RSS_BYTES, (32 * 1048576)).
 
-%% Messages of some bytes, one each millisecond, so that more than a packet is on its way at any time.
+%% Messages of some bytes, one every 1 to 2 ms, so that more than a packet is on its way at any time.
 -spec start(handle(), handle()) -> talk().
 start(A, B) -> start(A, B, 4000).
 
@@ -33,6 +35,9 @@ start(A, B, Size) ->
         timer:sleep(300),
         lists:all(fun({New, Pause}) -> New > 0 andalso Pause =< 500 end, pauses(Talk))
     end, 30000),
+    %% by the process that looks at it afterwards, that is, by the case: before anything has happened to them
+    _ = [put({?MODULE, H}, held(H)) || H <- [A, B]],
+    _ = pauses(Talk),
     undisturbed(Talk),
     Talk.
 
@@ -81,9 +86,42 @@ last(H) -> last(H, never).
 last(H, Said) ->
     ?LIB:run(H, fun() -> ?MODULE ! {last, self(), Said}, receive {?MODULE, Last} -> Last after 5000 -> error(deadline) end end).
 
-%% What a node holds that could be left behind.
--spec left(handle()) -> #{atom() => non_neg_integer()}.
-left(H) -> #{threads => ?LIB:threads(H), fds => ?LIB:fds(H), rss => ?LIB:rss(H)}.
+%% After it comes another connection, which works both ways, and with it the nodes hold what they held when the talk began.
+-spec again(talk()) -> ok.
+again([{A, B}, _]) ->
+    ?LIB:disconnect(A, B),
+    ?LIB:connect(A, B),
+    [pong = ?LIB:call(H, net_adm, ping, [?LIB:node(Other)]) || {H, Other} <- [{A, B}, {B, A}]],
+    nothing_left([A, B]).
+
+%% Soon: as many threads and descriptors as when the talk began, hardly more memory, and a connection for each node that is connected and no
+%% other.
+-spec nothing_left([handle()]) -> ok.
+nothing_left(Handles) ->
+    [begin
+         Was = get({?MODULE, H}),
+         try
+             ?LIB:wait_until(nothing_left, fun() -> holds_no_more(Was, held(H)) andalso is_let_go(H) end, 15000)
+         catch
+             error:{deadline, nothing_left} -> error({left, ?LIB:node(H), Was, held(H), ?LIB:call(H, quic_dist, info, [])})
+         end,
+         #{rss := Rss} = held(H),
+         ct:log("~s: ~.1f MiB more are resident than when the talk began", [?LIB:node(H), (Rss - maps:get(rss, Was)) / 1048576])
+     end || H <- Handles],
+    ok.
+
+%% What a node holds that could be left behind. Code that is loaded takes a descriptor for a moment.
+held(H) ->
+    ok = ?LIB:collect(H),
+    Fds = [begin timer:sleep(20), ?LIB:fds(H) end || _ <- [1, 2, 3]],
+    #{threads => ?LIB:threads(H), fds => lists:min(Fds), rss => ?LIB:rss(H)}.
+
+holds_no_more(#{threads := Threads, fds := Fds, rss := Rss}, #{threads := ThreadsNow, fds := FdsNow, rss := RssNow}) ->
+    ThreadsNow =< Threads andalso FdsNow =< Fds andalso RssNow =< Rss + ?RSS_BYTES.
+
+is_let_go(H) ->
+    #{endpoints := Endpoints} = ?LIB:call(H, quic_dist, info, []),
+    [lists:sum([maps:get(What, E) || E <- Endpoints]) || What <- [connections, half_open]] =:= [length(?LIB:call(H, erlang, nodes, [connected])), 0].
 
 %%% On the nodes
 
