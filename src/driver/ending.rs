@@ -23,7 +23,8 @@ impl<E: Events> Driver<E> {
             }
             Err(panic) => (CloseReason::Internal, Some(format!("a panic: {panic}"))),
         };
-        // Somebody may have dialled since the last turn.
+        // Somebody may have dialled since the last turn; from now on nobody can.
+        self.sender.ending();
         while let Ok(command) = self.commands.try_recv() {
             if let Command::Endpoint(EndpointCommand::Connect {
                 handle, mut peer, ..
