@@ -19,7 +19,7 @@ impl<E: Events> Driver<E> {
             Ok(Ok(())) => (CloseReason::EndpointClosed, None),
             Ok(Err(error)) => {
                 let text = format!("waiting for events failed: {error}");
-                (CloseReason::Io(error.kind()), Some(text))
+                (CloseReason::io(&error), Some(text))
             }
             Err(panic) => (CloseReason::Internal, Some(format!("a panic: {panic}"))),
         };
