@@ -415,6 +415,9 @@ closed_at_once(Conn, Node, Peer) ->
           no_return().
 dial_ended(Node, Peer, {tls, _} = Reason) ->
     dial_failed(error, Node, Peer, Reason);
+dial_ended(Node, Peer, {io, Posix} = Reason) when Posix =:= emfile; Posix =:= enfile ->
+    %% Of this node, and not of the peer.
+    dial_failed(error, Node, Peer, Reason);
 dial_ended(Node, Peer, Reason) ->
     %% Usually a node that has just gone: as on TCP, no news.
     dial_failed(info, Node, Peer, Reason).

@@ -4,6 +4,8 @@
 use std::fmt;
 use std::io;
 
+use nix::libc;
+
 /// Application error codes of CONNECTION_CLOSE (RFC 9000, section 19.19), listed in
 /// `docs/protocol.md`.
 pub mod code {
@@ -75,8 +77,9 @@ pub enum CloseReason {
     /// The event thread has failed: a bug of ours. The log has the rest.
     Internal,
     /// The operating system says that nobody is there (ICMP port unreachable, confirmed by
-    /// silence), or the socket failed.
-    Io(io::ErrorKind),
+    /// silence), or the socket failed: its `errno`, for [`io::ErrorKind`] has no name for some of what
+    /// is to be told apart (EMFILE).
+    Io(i32),
 }
 
 /// How much of a peer's reason phrase is kept, in bytes.
@@ -95,6 +98,12 @@ pub fn printable(bytes: &[u8]) -> String {
 const CRYPTO_ERROR: std::ops::RangeInclusive<u64> = 0x100..=0x1ff;
 
 impl CloseReason {
+    /// What the system says.
+    pub(crate) fn io(error: &io::Error) -> Self {
+        // Without a number it is the standard library's own, of which none is expected here.
+        CloseReason::Io(error.raw_os_error().unwrap_or(libc::EIO))
+    }
+
     /// The reason of a connection that ended with this transport or application error.
     pub(crate) fn from_error(error: &quiche::ConnectionError, by_us: bool) -> Self {
         let text = printable(&error.reason);
@@ -179,7 +188,13 @@ impl fmt::Display for CloseReason {
             CloseReason::OwnerDown => write!(f, "the process that owned the connection is gone"),
             CloseReason::EndpointClosed => write!(f, "this node's endpoint was closed"),
             CloseReason::Internal => write!(f, "this node's endpoint has failed"),
-            CloseReason::Io(kind) => write!(f, "the network says: {kind}"),
+            CloseReason::Io(errno) => {
+                write!(
+                    f,
+                    "the system says: {}",
+                    io::Error::from_raw_os_error(*errno)
+                )
+            }
         }
     }
 }

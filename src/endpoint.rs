@@ -111,6 +111,9 @@ pub(crate) struct CommandSender<E: Events> {
     commands: Sender<Command<EndpointCommand<E>>>,
     waker: mio::Waker,
     notified: AtomicBool,
+    /// The event thread is about to go: nobody dials any more. Locked while somebody does, so that what
+    /// was sent before is in the channel when the thread drains it for the last time.
+    ending: Mutex<bool>,
     /// The socket is the event thread's: it closes when that ends, whoever still holds a handle.
     socket: Weak<Socket>,
     counters: Arc<Counters>,
@@ -129,6 +132,7 @@ impl<E: Events> CommandSender<E> {
             commands,
             waker,
             notified: AtomicBool::new(false),
+            ending: Mutex::new(false),
             socket,
             counters,
         };
@@ -147,6 +151,21 @@ impl<E: Events> CommandSender<E> {
         {
             log::error!("the event thread cannot be woken: {error}");
         }
+    }
+
+    /// Has the event thread dial, unless it is about to go, and could tell nobody what becomes of it.
+    fn dial(&self, connect: EndpointCommand<E>) -> Result<(), SendError> {
+        let ending = self.ending.lock();
+        if *ending {
+            return Err(SendError::Closed);
+        }
+        self.command(Command::Endpoint(connect));
+        Ok(())
+    }
+
+    /// The event thread is about to drain the channel for the last time.
+    pub fn ending(&self) {
+        *self.ending.lock() = true;
     }
 
     /// The event thread is about to drain the channel.
@@ -277,7 +296,7 @@ impl<E: Events> Endpoint<E> {
         let shared = Shared::new(Role::Client, &self.limits);
         let handle = Handle::new(id, Role::Client, shared.clone(), self.commands.clone());
         let peer = peer(&handle);
-        self.endpoint(EndpointCommand::Connect {
+        self.commands.dial(EndpointCommand::Connect {
             handle: handle.clone(),
             id,
             shared,
@@ -285,7 +304,7 @@ impl<E: Events> Endpoint<E> {
             node: node.map(str::to_owned),
             identity,
             peer,
-        });
+        })?;
         Ok(handle)
     }
 

@@ -7,6 +7,7 @@ use std::os::fd::AsRawFd;
 
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
+use nix::libc;
 use parking_lot::RwLock;
 use quinn_udp::{RecvMeta, UdpSockRef, UdpSocketState};
 
@@ -157,11 +158,11 @@ impl Socket {
         Ok(SocketAddr::new(probe.local_addr()?.ip(), self.local.port()))
     }
 
-    /// Whether datagrams to `peer` can leave from `local`.
+    /// Whether datagrams to `peer` can leave from `local`. Where the system cannot be asked, they may.
     pub fn is_usable(&self, local: SocketAddr, peer: SocketAddr) -> bool {
         UdpSocket::bind(SocketAddr::new(local.ip(), 0))
             .and_then(|probe| probe.connect(peer))
-            .is_ok()
+            .map_or_else(|error| is_no_answer(&error), |()| true)
     }
 
     /// Finds out anew what can be done in sending. `quinn-udp` takes EINVAL for a kernel without GSO,
@@ -172,6 +173,15 @@ impl Socket {
             *self.state.write() = state;
         }
     }
+}
+
+/// Whether the system has found no means to be asked, in place of an answer: a route may be there for all
+/// that. It is asked again where something is to be sent and cannot be (`connection::refusals`).
+fn is_no_answer(error: &io::Error) -> bool {
+    let none = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM];
+    error
+        .raw_os_error()
+        .is_some_and(|errno| none.contains(&errno))
 }
 
 /// An IPv6 socket takes IPv6 only, so that a node can listen on the same port with one of each.
@@ -339,5 +349,47 @@ mod tests {
         let socket = Socket::open("127.0.0.1:0".parse().unwrap()).unwrap();
         let error = Socket::open(socket.local()).err().unwrap();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+    }
+
+    /// In a process of its own, for the limit is a process's.
+    #[test]
+    fn without_descriptors_no_way_is_taken_for_gone() {
+        const ALONE: &str = "QUIC_DIST_TEST_NO_DESCRIPTORS";
+        let this = "socket::tests::without_descriptors_no_way_is_taken_for_gone";
+        if std::env::var_os(ALONE).is_none() {
+            let alone = std::process::Command::new("sh")
+                .args(["-c", "ulimit -n 64 && exec \"$0\" --exact \"$1\""])
+                .arg(std::env::current_exe().unwrap())
+                .arg(this)
+                .env(ALONE, "")
+                .output()
+                .unwrap();
+            let said = String::from_utf8_lossy(&alone.stdout);
+            assert!(
+                alone.status.success() && said.contains("1 passed"),
+                "{said}"
+            );
+            return;
+        }
+        let socket = Socket::open("0.0.0.0:0".parse().unwrap()).unwrap();
+        let ours = SocketAddr::from(([127, 0, 0, 1], socket.local().port()));
+        // RFC 5737: nobody has it.
+        let gone = SocketAddr::from(([192, 0, 2, 1], socket.local().port()));
+        let peer = SocketAddr::from(([127, 0, 0, 1], 9));
+        assert!(socket.is_usable(ours, peer) && !socket.is_usable(gone, peer));
+        let mut files = Vec::new();
+        let error = loop {
+            match std::fs::File::open("/dev/null") {
+                Ok(file) => files.push(file),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(error.raw_os_error(), Some(libc::EMFILE));
+        assert!(socket.is_usable(ours, peer) && socket.is_usable(gone, peer));
+        let error = socket.local_for(peer).unwrap_err();
+        let reason = crate::CloseReason::io(&error);
+        assert_eq!(reason, crate::CloseReason::Io(libc::EMFILE));
+        drop(files);
+        assert!(socket.is_usable(ours, peer) && !socket.is_usable(gone, peer));
     }
 }

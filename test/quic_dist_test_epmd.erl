@@ -5,8 +5,8 @@
 -export([route/1]).
 -export([start_link/0, register_node/2, register_node/3, port_please/2, port_please/3, listen_port_please/2, address_please/3, names/1]).
 
-%% The part of a node's name before the @ => the port to dial in place of the one that EPMD knows.
--spec route(#{string() => inet:port_number()}) -> ok.
+%% The part of a node's name before the @ => the port to dial in place of the one that EPMD knows, or without asking that.
+-spec route(#{string() => inet:port_number() | {only, inet:port_number()}}) -> ok.
 route(Routes) -> application:set_env(kernel, ?MODULE, Routes).
 
 -spec start_link() -> {ok, pid()} | ignore | {error, term()}.
@@ -24,9 +24,13 @@ port_please(Name, Host) -> port_please(Name, Host, infinity).
 -spec port_please(string(), term(), timeout()) -> term().
 port_please(Name, Host, Timeout) ->
     Routes = application:get_env(kernel, ?MODULE, #{}),
-    case {erl_epmd:port_please(Name, Host, Timeout), Routes} of
-        {{port, _, Version}, #{Name := Port}} -> {port, Port, Version};
-        {Answer, _} -> Answer
+    case Routes of
+        #{Name := {only, Port}} -> {port, Port, 6};
+        #{} ->
+            case {erl_epmd:port_please(Name, Host, Timeout), Routes} of
+                {{port, _, Version}, #{Name := Port}} -> {port, Port, Version};
+                {Answer, _} -> Answer
+            end
     end.
 
 -spec listen_port_please(term(), term()) -> {ok, inet:port_number()}.

@@ -78,22 +78,8 @@ fn open(path: &[u8]) -> io::Result<(File, u64)> {
 
 /// The error by its name in OTP (`file:posix()`).
 fn posix<'a>(env: Env<'a>, error: &io::Error) -> Term<'a> {
-    let name = match error.raw_os_error() {
-        Some(libc::EACCES) => atoms::eacces(),
-        Some(libc::EBADF) => atoms::ebadf(),
-        // Rust's own: a path with a NUL in it.
-        None | Some(libc::EINVAL) => atoms::einval(),
-        Some(libc::EISDIR) => atoms::eisdir(),
-        Some(libc::ELOOP) => atoms::eloop(),
-        Some(libc::EMFILE) => atoms::emfile(),
-        Some(libc::ENAMETOOLONG) => atoms::enametoolong(),
-        Some(libc::ENFILE) => atoms::enfile(),
-        Some(libc::ENOENT) => atoms::enoent(),
-        Some(libc::ENOTDIR) => atoms::enotdir(),
-        Some(libc::ENXIO) => atoms::enxio(),
-        Some(libc::EPERM) => atoms::eperm(),
-        Some(_) => atoms::eio(),
-    };
+    // Without a number it is Rust's own: a path with a NUL in it.
+    let name = error.raw_os_error().map_or(atoms::einval(), terms::posix);
     env.error_tuple(name)
 }
 

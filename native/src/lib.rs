@@ -122,7 +122,10 @@ fn endpoint_open<'a>(
     let events = NifEvents::new(resource.clone(), owner);
     let endpoint = match Endpoint::open(address, identity.0.clone(), limits, events) {
         Ok(endpoint) => Arc::new(endpoint),
-        Err(OpenError::Io(error)) => return env.error_tuple(terms::posix(env, error.kind())),
+        Err(OpenError::Io(error)) => {
+            let errno = error.raw_os_error().unwrap_or(libc::EIO);
+            return env.error_tuple(terms::posix(errno));
+        }
         Err(error) => {
             return env.error_tuple((atoms::identity(), terms::text(env, &error.to_string())));
         }

@@ -1,6 +1,5 @@
 //! How the engine's values look as terms, and terms as the engine's values.
 
-use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -19,7 +18,8 @@ pub mod atoms {
         peer_closed, local_closed, idle_timeout, handshake_timeout, tls, protocol_error,
         transport_error, owner_down, endpoint_closed, endpoint_failed, io,
         econnrefused, eaddrinuse, eaddrnotavail, eacces, enetunreach, ehostunreach, enetdown,
-        emfile, eio, ebadf, eisdir, eloop, enametoolong, enfile, enoent, enotdir, enxio, eperm,
+        eafnosupport, emfile, eio, ebadf, eisdir, eloop, enametoolong, enfile, enobufs, enoent, enomem,
+        enotdir, enxio, eperm,
         ip, port, max_udp_payload, path_mtu_discovery, data_streams, send_queue_high, send_queue_low,
         receive_budget, stream_window, connection_window, max_frame, max_connections,
         max_half_open, retry_threshold, max_half_open_per_address, busy_wait,
@@ -149,20 +149,32 @@ pub fn send_error(error: SendError) -> Atom {
     }
 }
 
-/// A POSIX error by its name in OTP (`inet:posix()`).
-pub fn posix<'a>(env: Env<'a>, kind: ErrorKind) -> Term<'a> {
-    match kind {
-        ErrorKind::ConnectionRefused => atoms::econnrefused(),
-        ErrorKind::AddrInUse => atoms::eaddrinuse(),
-        ErrorKind::AddrNotAvailable => atoms::eaddrnotavail(),
-        ErrorKind::PermissionDenied => atoms::eacces(),
-        ErrorKind::NetworkUnreachable => atoms::enetunreach(),
-        ErrorKind::HostUnreachable => atoms::ehostunreach(),
-        ErrorKind::NetworkDown => atoms::enetdown(),
-        ErrorKind::QuotaExceeded => atoms::emfile(),
+/// A POSIX error (`errno`) by its name in OTP (`inet:posix()`, `file:posix()`).
+pub fn posix(errno: i32) -> Atom {
+    match errno {
+        libc::EACCES => atoms::eacces(),
+        libc::EADDRINUSE => atoms::eaddrinuse(),
+        libc::EADDRNOTAVAIL => atoms::eaddrnotavail(),
+        libc::EAFNOSUPPORT => atoms::eafnosupport(),
+        libc::EBADF => atoms::ebadf(),
+        libc::ECONNREFUSED => atoms::econnrefused(),
+        libc::EHOSTUNREACH => atoms::ehostunreach(),
+        libc::EINVAL => atoms::einval(),
+        libc::EISDIR => atoms::eisdir(),
+        libc::ELOOP => atoms::eloop(),
+        libc::EMFILE => atoms::emfile(),
+        libc::ENAMETOOLONG => atoms::enametoolong(),
+        libc::ENETDOWN => atoms::enetdown(),
+        libc::ENETUNREACH => atoms::enetunreach(),
+        libc::ENFILE => atoms::enfile(),
+        libc::ENOBUFS => atoms::enobufs(),
+        libc::ENOENT => atoms::enoent(),
+        libc::ENOMEM => atoms::enomem(),
+        libc::ENOTDIR => atoms::enotdir(),
+        libc::ENXIO => atoms::enxio(),
+        libc::EPERM => atoms::eperm(),
         _ => atoms::eio(),
     }
-    .encode(env)
 }
 
 /// See the reasons of `quic_dist_nif:close_reason()`.
@@ -191,7 +203,7 @@ pub fn close_reason<'a>(env: Env<'a>, reason: &CloseReason) -> Term<'a> {
         CloseReason::OwnerDown => atoms::owner_down().encode(env),
         CloseReason::EndpointClosed => atoms::endpoint_closed().encode(env),
         CloseReason::Internal => atoms::endpoint_failed().encode(env),
-        CloseReason::Io(kind) => (atoms::io(), posix(env, *kind)).encode(env),
+        CloseReason::Io(errno) => (atoms::io(), posix(*errno)).encode(env),
     }
 }
 

@@ -4,9 +4,10 @@
 //! and closes. So nothing that was sent before the end is lost, although CONNECTION_CLOSE alone
 //! would throw it away.
 
-use std::io;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
+
+use nix::libc;
 
 use super::{Connection, Happening, State};
 use crate::close::{CloseReason, code};
@@ -185,7 +186,7 @@ impl Connection {
             // Nothing has been heard from there, and the errors came for exactly that address:
             // dialling fails at once, as it does on TCP.
             State::Handshaking(_) if self.quic.stats().recv == 0 => {
-                self.report(CloseReason::Io(io::ErrorKind::ConnectionRefused));
+                self.report(CloseReason::Io(libc::ECONNREFUSED));
                 self.hang_up(code::NO_ERROR, "");
             }
             State::Ended => {}
@@ -223,7 +224,7 @@ impl Connection {
         let dead = silent && suspicion.confirmed;
         self.suspicion = None;
         if dead {
-            self.report(CloseReason::Io(io::ErrorKind::ConnectionRefused));
+            self.report(CloseReason::Io(libc::ECONNREFUSED));
             self.hang_up(code::NO_ERROR, "");
         }
     }

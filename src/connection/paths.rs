@@ -89,6 +89,8 @@ pub(super) struct Paths {
     proved: bool,
     /// How many quiche knows.
     count: usize,
+    /// That there can be no more has been logged.
+    exhausted: bool,
     /// How large packets are now, and whether quiche looks for more (on the first path).
     mtu: usize,
     discovers_mtu: bool,
@@ -126,6 +128,7 @@ impl Paths {
             active: path,
             proved: false,
             count: 1,
+            exhausted: false,
             mtu: MIN_PACKET,
             discovers_mtu: limits.path_mtu_discovery,
             hole: BlackHole::default(),
@@ -276,6 +279,7 @@ impl Connection {
         }
         self.count_packets(received, sent);
         self.paths.count = count;
+        self.warn_of_the_last_path();
         let Some((path, timeouts, heard, rtt)) = active else {
             self.paths.tell_at = None;
             self.paths.challenge_at = None;
@@ -307,6 +311,20 @@ impl Connection {
         self.check_silence(now);
         self.paths.proved = self.quic.is_path_validated(path.local, path.peer) == Ok(true);
         self.tell_owner(path, answered && credit, now);
+    }
+
+    /// quiche takes no notice of what comes on one path more, so this is when to say it.
+    fn warn_of_the_last_path(&mut self) {
+        if self.paths.count < MAX_PATHS as usize || self.paths.exhausted {
+            return;
+        }
+        self.paths.exhausted = true;
+        let node = self.peer_name();
+        log::warn!(
+            "the connection with {} has had all the paths that there can be ({MAX_PATHS}): another \
+             change of address ends it",
+            node.as_deref().unwrap_or("a node not known yet"),
+        );
     }
 
     /// Tells the owner of a path once it is valid.

@@ -39,10 +39,8 @@ impl<E: Events> Driver<E> {
                 text: "max_connections is reached".into(),
             });
         }
-        let local = self
-            .socket
-            .local_for(to)
-            .map_err(|error| CloseReason::Io(error.kind()))?;
+        let local = self.socket.local_for(to);
+        let local = local.map_err(|error| CloseReason::io(&error))?;
         let failed = |error: &dyn std::fmt::Display| CloseReason::LocalClosed {
             text: error.to_string(),
         };

@@ -19,11 +19,12 @@ impl<E: Events> Driver<E> {
             Ok(Ok(())) => (CloseReason::EndpointClosed, None),
             Ok(Err(error)) => {
                 let text = format!("waiting for events failed: {error}");
-                (CloseReason::Io(error.kind()), Some(text))
+                (CloseReason::io(&error), Some(text))
             }
             Err(panic) => (CloseReason::Internal, Some(format!("a panic: {panic}"))),
         };
-        // Somebody may have dialled since the last turn.
+        // Somebody may have dialled since the last turn; from now on nobody can.
+        self.sender.ending();
         while let Ok(command) = self.commands.try_recv() {
             if let Command::Endpoint(EndpointCommand::Connect {
                 handle, mut peer, ..

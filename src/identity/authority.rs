@@ -121,7 +121,7 @@ impl CookieAuthority {
         validity: Validity,
     ) -> Result<X509, IdentityError> {
         let names = name::Names::of(node_name)?;
-        let times = validity.asn1()?;
+        let times = validity.asn1().during("dates")?;
         self.build_leaf(key, &names, &times)
             .during("node certificate")
     }

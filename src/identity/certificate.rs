@@ -130,11 +130,6 @@ impl PeerCertificate {
             .map(Duration::from_secs)
     }
 
-    /// The last second in which it is valid, since 1970.
-    pub(super) fn ends(&self) -> i64 {
-        self.not_after
-    }
-
     /// Whom it names, for a log line.
     #[must_use]
     pub fn whose(&self) -> String {

@@ -19,10 +19,7 @@ use zeroize::Zeroizing;
 use crate::layout::Role;
 
 use super::tickets::Secret;
-use super::{
-    Demanded, During, IdentityError, NodeIdentity, PeerCertificate, Shown, Side, Verified,
-    authority,
-};
+use super::{Demanded, During, IdentityError, NodeIdentity, Shown, Side, Verified, authority};
 
 /// The longest file that is read: bundles of all public authorities have 200 KB, the longest
 /// revocation lists some MB.
@@ -130,21 +127,11 @@ impl NodeIdentity {
             client: side(&files.client)?,
             server,
             by: Verified::Certificate,
-            not_after: 0,
             tickets: tickets.during("ticket key")?,
         };
         identity.client_context()?;
         identity.server_context()?;
-        let ends = [&identity.client, &identity.server]
-            .into_iter()
-            .filter_map(|side| side.shown.as_ref())
-            .filter_map(|shown| shown.certificate.to_der().ok())
-            .filter_map(|der| Some(PeerCertificate::read(&der)?.ends()))
-            .min();
-        Ok(NodeIdentity {
-            not_after: ends.unwrap_or(0),
-            ..identity
-        })
+        Ok(identity)
     }
 }
 

@@ -39,7 +39,6 @@ mod tickets;
 use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use boring::asn1::Asn1Time;
 use boring::ec::{EcGroup, EcKey};
@@ -64,24 +63,6 @@ pub(crate) use tickets::epoch;
 
 use tickets::Secret;
 
-/// How far before its making a certificate is already valid.
-///
-/// The certificate is made by one node's clock and read by another's. A node whose clock is ahead
-/// by less than this is let in; without it, two hosts a second apart could not connect just after
-/// boot. It costs nothing: the key does not exist before the mint, so there is nothing that the
-/// earlier hour would let anyone do.
-const CLOCK_SKEW: Duration = Duration::from_secs(60 * 60);
-
-/// How long after its making a certificate is valid.
-///
-/// A certificate is looked at when a connection is made and never again, so its end does not end
-/// connections; it keeps a node from making *new* ones. Nodes run for months, so the term must be
-/// longer than a node is likely to live without being given another identity; shorter buys little,
-/// since who steals the key from a node's memory has the cookie from the same memory. 397 days is
-/// what public authorities allow at most: a year and a month's grace. A node that lives longer
-/// mints again and hands the result to its endpoint.
-const LIFETIME: Duration = Duration::from_secs(397 * 24 * 60 * 60);
-
 /// Why there is no identity.
 #[derive(Debug)]
 pub enum IdentityError {
@@ -89,8 +70,6 @@ pub enum IdentityError {
     EmptyCookie,
     /// The node name cannot be one (too long, or with control characters).
     BadNodeName,
-    /// The system clock stands before 1970, or too late for a certificate.
-    Clock,
     /// A file of the operator's, which is named.
     File(FileError),
     /// BoringSSL refused a step, which is named.
@@ -107,7 +86,6 @@ impl fmt::Display for IdentityError {
         match self {
             Self::EmptyCookie => f.write_str("the cookie is empty"),
             Self::BadNodeName => f.write_str("the node name is too long or has control characters"),
-            Self::Clock => f.write_str("the system clock is out of the range of a certificate"),
             Self::File(error) => write!(f, "{error}"),
             Self::Crypto { step, source } => write!(f, "{step}: {source}"),
         }
@@ -119,7 +97,7 @@ impl Error for IdentityError {
         match self {
             Self::Crypto { source, .. } => Some(source),
             Self::File(error) => Some(error),
-            Self::EmptyCookie | Self::BadNodeName | Self::Clock => None,
+            Self::EmptyCookie | Self::BadNodeName => None,
         }
     }
 }
@@ -143,20 +121,33 @@ pub(crate) struct Validity {
 }
 
 impl Validity {
-    pub(crate) fn from_now() -> Result<Self, IdentityError> {
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_err(|_| IdentityError::Clock)?;
-        let seconds = |d: Duration| i64::try_from(d.as_secs()).map_err(|_| IdentityError::Clock);
-        Ok(Self {
-            not_before: seconds(now.saturating_sub(CLOCK_SKEW))?,
-            not_after: seconds(now.saturating_add(LIFETIME))?,
-        })
-    }
+    /// Whatever the time is: what a node mints for itself has the dates of the cookie's authority.
+    ///
+    /// Dates are read by another clock than they are written by, and with the cookie for trust nobody
+    /// has promised that there is one time. A host without a battery begins in 1970 and learns the date
+    /// later; a virtual machine that was asleep is days behind. On TCP such nodes connect. With dates
+    /// the certificate of a node that was just started would be of tomorrow to such a host, and what
+    /// it minted in 1970 would have ended for everybody else, until it is started again.
+    ///
+    /// What dates are good for is not lost by it. They take power from a key that was stolen, or is
+    /// not to be used any more. This key does not exist before the mint, so there is nothing that an
+    /// earlier date lets anybody do; it is in the node's memory and nowhere else, and who has read that
+    /// has the cookie, with which he signs a certificate of any date. The key alone leads as far as the
+    /// distribution handshake, whose challenge takes the cookie. What ends it is another cookie: that is
+    /// another authority.
+    ///
+    /// The dates of an operator's certificates ([`NodeIdentity::read`]) are the operator's, and count.
+    const ALWAYS: Validity = Validity {
+        not_before: 0,
+        // RFC 5280's "no well-defined expiration": the end of the year 9999.
+        not_after: 253_402_300_799,
+    };
 
-    fn asn1(self) -> Result<(Asn1Time, Asn1Time), IdentityError> {
-        let time = |t| Asn1Time::from_unix(t).map_err(|_| IdentityError::Clock);
-        Ok((time(self.not_before)?, time(self.not_after)?))
+    fn asn1(self) -> Result<(Asn1Time, Asn1Time), ErrorStack> {
+        Ok((
+            Asn1Time::from_unix(self.not_before)?,
+            Asn1Time::from_unix(self.not_after)?,
+        ))
     }
 }
 
@@ -212,7 +203,6 @@ pub struct NodeIdentity {
     client: Side,
     server: Side,
     by: Verified,
-    not_after: i64,
     tickets: Secret,
 }
 
@@ -220,7 +210,7 @@ impl NodeIdentity {
     /// Makes a new key for the node and has its certificate signed. `node_name` may be empty: a
     /// node with a dynamic name does not know it yet when it starts to listen.
     pub fn mint(authority: &CookieAuthority, node_name: &str) -> Result<Self, IdentityError> {
-        Self::mint_for(authority, node_name, Validity::from_now()?)
+        Self::mint_for(authority, node_name, Validity::ALWAYS)
     }
 
     pub(crate) fn mint_for(
@@ -254,7 +244,6 @@ impl NodeIdentity {
             client: side.clone(),
             server: side,
             by: Verified::Cookie,
-            not_after: validity.not_after,
             tickets: authority.ticket_secret().clone(),
         })
     }
@@ -271,13 +260,6 @@ impl NodeIdentity {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
-    }
-
-    /// When peers will begin to refuse new connections with it.
-    #[must_use]
-    pub fn expires(&self) -> SystemTime {
-        let seconds = u64::try_from(self.not_after).unwrap_or(0);
-        UNIX_EPOCH + Duration::from_secs(seconds)
     }
 
     /// How the peers' certificates are verified where this node has a role.
@@ -452,7 +434,6 @@ impl fmt::Debug for NodeIdentity {
         f.debug_struct("NodeIdentity")
             .field("name", &self.name)
             .field("by", &self.by)
-            .field("not_after", &self.not_after)
             .finish_non_exhaustive()
     }
 }

@@ -1,14 +1,17 @@
 //! Beginnings and ends of endpoints and connections.
 
 use std::io::ErrorKind;
-use std::net::UdpSocket;
+use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use quic_dist_engine::{CloseReason, SendError};
+use crossbeam_channel::{Sender, unbounded};
+use nix::libc;
+use quic_dist_engine::{CloseReason, Endpoint, Event, Events, Handle, SendError};
 
 use crate::support::raw::Raw;
-use crate::support::{Node, PATIENCE, SECRET, packet, ping, until};
+use crate::support::{Node, PATIENCE, SECRET, limits, packet, ping, until};
 
 #[test]
 fn dialling_a_closed_port_fails_fast() {
@@ -17,7 +20,7 @@ fn dialling_a_closed_port_fails_fast() {
         let closed = UdpSocket::bind(bound).unwrap().local_addr().unwrap();
         let start = Instant::now();
         let reason = a.dial(closed).end();
-        assert_eq!(reason, CloseReason::Io(ErrorKind::ConnectionRefused));
+        assert_eq!(reason, CloseReason::Io(libc::ECONNREFUSED));
         assert!(
             start.elapsed() < Duration::from_secs(5),
             "{:?}",
@@ -169,7 +172,7 @@ fn a_peer_that_vanished_is_found_by_icmp() {
         assert!(start.elapsed() < PATIENCE, "the peer's end goes unnoticed");
         std::thread::sleep(Duration::from_millis(50));
     }
-    assert_eq!(conn.end(), CloseReason::Io(ErrorKind::ConnectionRefused));
+    assert_eq!(conn.end(), CloseReason::Io(libc::ECONNREFUSED));
 }
 
 /// A panic while one connection is worked on: nobody waits for what does not come, on either side.
@@ -210,4 +213,58 @@ fn a_panic_ends_the_endpoint_with_a_report_and_the_connections_with_a_reason() {
         .endpoint
         .connect(b.endpoint.local(), None, |_| unreachable!());
     assert_eq!(late.as_mut().err(), Some(&mut SendError::Closed));
+}
+
+/// Who dials while the event thread ends is told at once: nobody would tell him later.
+#[test]
+fn who_dials_at_the_very_end_is_refused() {
+    struct Dialler {
+        endpoint: Arc<OnceLock<Endpoint<Dialler>>>,
+        dialled: Sender<(&'static str, Option<SendError>)>,
+    }
+
+    impl Dialler {
+        fn dial(&self, when: &'static str) {
+            let endpoint = self.endpoint.get().unwrap();
+            let result = endpoint.connect(endpoint.local(), None, |_| ());
+            self.dialled.send((when, result.err())).unwrap();
+        }
+    }
+
+    impl Events for Dialler {
+        type Peer = ();
+
+        fn incoming(&mut self, _: &Handle, _: SocketAddr) {}
+
+        fn refused(&mut self, _: SocketAddr, _: &CloseReason) {}
+
+        fn event(&mut self, _: &mut (), event: Event) {
+            if let Event::Closed(CloseReason::Internal) = event {
+                self.dial("when a connection was told");
+            }
+        }
+
+        fn ended(&mut self, _: Option<String>) {
+            self.dial("when the endpoint was told");
+        }
+    }
+
+    let (dialled, results) = unbounded();
+    let endpoint = Arc::new(OnceLock::new());
+    let events = Dialler {
+        endpoint: endpoint.clone(),
+        dialled,
+    };
+    let address = "127.0.0.1:0".parse().unwrap();
+    let opened = Endpoint::open(address, SECRET.clone(), limits(), events).unwrap();
+    let endpoint = endpoint.get_or_init(|| opened);
+    // It never gets an answer.
+    let nobody = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let handle = endpoint.connect(nobody.local_addr().unwrap(), None, |_| ());
+    handle.unwrap().panic("a wrong assumption").unwrap();
+    for when in ["when a connection was told", "when the endpoint was told"] {
+        let result = results.recv_timeout(PATIENCE).unwrap();
+        assert_eq!(result, (when, Some(SendError::Closed)));
+    }
+    assert!(endpoint.wait_closed(PATIENCE));
 }

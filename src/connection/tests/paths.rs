@@ -1,6 +1,8 @@
 //! Addresses that change under a connection. Datagrams are delivered by their addresses: one that is
 //! sent to, or from, where nobody is (any more) is lost, and the system says so of the latter.
 
+use std::cell::RefCell;
+
 use super::*;
 use crate::connection::RouteWanted;
 use crate::connection::paths::MAX_PATHS;
@@ -320,16 +322,53 @@ fn an_address_comes_back() {
     assert_eq!(roaming.pair.client.connection.info().unwrap().paths, 2);
 }
 
-/// quiche keeps every path, so there is an end to it; until then nothing is missing.
+/// quiche keeps every path, so there is an end to it, which the log says; until then nothing is missing.
 #[test]
 fn as_many_paths_as_are_promised() {
+    let lines = log_lines();
     let mut roaming = Roaming::new(&limits());
     for port in 1..MAX_PATHS as u16 {
+        assert_eq!(lines(), [""; 0], "before path {}", port + 1);
         roaming.seen_as = Some(address(9, 5000 + port));
         roaming.say_much();
         roaming.all_arrives("what was sent while the NAT rebound");
         roaming.settle();
     }
+    let said = "with node@192.0.2.1 has had all the paths that there can be (32)";
+    let warnings = lines();
+    assert!(
+        matches!(&warnings[..], [line] if line.contains(said)),
+        "{warnings:?}"
+    );
+}
+
+/// What this thread logs from now on as a warning, or worse.
+fn log_lines() -> impl Fn() -> Vec<String> {
+    struct Lines;
+
+    thread_local! {
+        static LINES: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+    }
+
+    impl log::Log for Lines {
+        fn enabled(&self, metadata: &log::Metadata) -> bool {
+            metadata.target().starts_with("quic_dist")
+        }
+
+        fn log(&self, record: &log::Record) {
+            if self.enabled(record.metadata()) {
+                LINES.with_borrow_mut(|lines| lines.push(record.args().to_string()));
+            }
+        }
+
+        fn flush(&self) {}
+    }
+
+    // An error means that a test before this one has set it.
+    let _ = log::set_logger(&Lines);
+    log::set_max_level(log::LevelFilter::Warn);
+    LINES.take();
+    || LINES.with_borrow(Clone::clone)
 }
 
 /// Somebody who copies the peer's packets and sends them from elsewhere, ahead of the peer, is asked,

@@ -3,7 +3,7 @@
 
 use super::*;
 
-const REFUSED: CloseReason = CloseReason::Io(std::io::ErrorKind::ConnectionRefused);
+const REFUSED: CloseReason = CloseReason::Io(nix::libc::ECONNREFUSED);
 /// Over the time that a suspected peer has to answer.
 const ENOUGH: Duration = Duration::from_secs(2);
 
