@@ -6,6 +6,8 @@
 
 mod data;
 mod ends;
+mod floods;
+mod forger;
 mod handshake;
 mod intruder;
 mod large;
