@@ -3,7 +3,7 @@
 //! It has a certificate by then, but where that is not the cookie's it may not have the cookie, and
 //! until `dist_util` has asked for that, nobody reads what it sends on other streams than the control
 //! stream. QUIC's windows hold it back too late: it has credit for some 4,000 streams of 256 KiB, and
-//! what comes in pieces of a byte costs 25 times what it took to send.
+//! what comes in pieces of a byte costs 22 times what it took to send.
 
 use super::Connection;
 

@@ -5,6 +5,7 @@
 //! real time pass; our own deadlines take the time that the test gives them ([`Pair::ahead`]).
 
 mod data;
+mod early;
 mod ends;
 mod floods;
 mod forger;
