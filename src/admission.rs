@@ -3,13 +3,17 @@
 //!
 //! Whoever only pretends to be at an address never sees the token that is sent there. So what
 //! pretenders can occupy is the places for those who have proved nothing, and everybody else is
-//! still let in, a round trip later. Nobody with few addresses can occupy all the places for those
-//! who have proved theirs: each address has its limit. What a token says, it says under a key that
-//! only this endpoint has; nothing is remembered of it here.
+//! still let in, a round trip later. Each address that is proved has its limit, and where all places
+//! are taken, who comes from an address with few of them gets the oldest one of the address that has
+//! most. So whoever has few addresses keeps nobody out; whoever has as many as there are places does,
+//! if he comes again and again in less time than a handshake takes. What a token says, it says under
+//! a key that only this endpoint has; nothing is remembered of it here.
 //!
 //! It takes addresses, tokens and instants, and gives back decisions.
 
-use std::collections::HashMap;
+use std::cmp::Reverse;
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -17,6 +21,7 @@ use boring::error::ErrorStack;
 use boring::hash::hmac_sha256;
 use boring::memcmp;
 use quiche::ConnectionId;
+use zeroize::Zeroizing;
 
 use crate::config::Limits;
 
@@ -26,18 +31,32 @@ const TIME: usize = 8;
 const MAC: usize = 32;
 
 /// See the module's documentation.
-#[derive(Debug)]
 pub struct Admission {
-    key: [u8; 32],
+    key: Zeroizing<[u8; 32]>,
     /// The time in tokens counts from here.
     start: Instant,
     retry_threshold: usize,
     max_half_open: usize,
     max_per_address: usize,
-    unproven: usize,
-    proven: HashMap<Host, usize>,
+    /// By address, oldest first. Those who have proved none count as one.
+    taken: HashMap<Option<Host>, VecDeque<Taken>>,
     half_open: usize,
+    /// Places that were ever taken.
+    count: u64,
 }
+
+/// Without the key.
+impl fmt::Debug for Admission {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Admission")
+            .field("half_open", &self.half_open)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A place that is taken: its number, and the caller's key of the connection.
+#[derive(Clone, Copy, Debug)]
+struct Taken(u64, usize);
 
 /// An address as far as one peer has one: of IPv6 everybody has 2^64.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -59,6 +78,8 @@ impl Host {
 pub enum Verdict {
     /// It may. With the id that the peer chose before it proved its address, if it has.
     Accept(Option<ConnectionId<'static>>),
+    /// It may, with that id, in the place of the half-open connection with this key.
+    Displace(ConnectionId<'static>, usize),
     /// It has to prove its address first.
     Retry,
     /// A limit is reached.
@@ -70,22 +91,22 @@ pub enum Verdict {
 /// The place of a half-open connection, to be given back.
 #[derive(Debug)]
 #[must_use]
-pub struct Place(Option<Host>);
+pub struct Place(Option<Host>, u64);
 
 impl Admission {
     /// With a key of its own.
     pub fn new(limits: &Limits, now: Instant) -> Result<Self, ErrorStack> {
-        let mut key = [0; 32];
-        boring::rand::rand_bytes(&mut key)?;
+        let mut key = Zeroizing::new([0; 32]);
+        boring::rand::rand_bytes(&mut *key)?;
         Ok(Admission {
             key,
             start: now,
             retry_threshold: limits.retry_threshold,
             max_half_open: limits.max_half_open,
             max_per_address: limits.max_half_open_per_address,
-            unproven: 0,
-            proven: HashMap::new(),
+            taken: HashMap::new(),
             half_open: 0,
+            count: 0,
         })
     }
 
@@ -96,11 +117,9 @@ impl Admission {
 
     /// Decides. `dcid` is the id that the Initial was sent to.
     pub fn decide(&self, from: SocketAddr, dcid: &[u8], token: &[u8], now: Instant) -> Verdict {
-        if self.half_open >= self.max_half_open {
-            return Verdict::Full;
-        }
+        let has_room = self.half_open < self.max_half_open;
         if token.is_empty() {
-            return if self.unproven < self.retry_threshold {
+            return if has_room && self.taken_by(None) < self.retry_threshold {
                 Verdict::Accept(None)
             } else {
                 Verdict::Retry
@@ -109,11 +128,30 @@ impl Admission {
         let Some(original) = self.proved(from, dcid, token, now) else {
             return Verdict::BadToken;
         };
-        let at_host = self.proven.get(&Host::of(from)).copied().unwrap_or(0);
+        let at_host = self.taken_by(Some(Host::of(from)));
         if at_host >= self.max_per_address {
             return Verdict::Full;
         }
-        Verdict::Accept(Some(original))
+        if has_room {
+            return Verdict::Accept(Some(original));
+        }
+        match self.oldest_where_most_are() {
+            Some((most, key)) if most > at_host => Verdict::Displace(original, key),
+            _ => Verdict::Full,
+        }
+    }
+
+    fn taken_by(&self, host: Option<Host>) -> usize {
+        self.taken.get(&host).map_or(0, VecDeque::len)
+    }
+
+    /// How many places are taken from the address that has most, and which one is its oldest.
+    fn oldest_where_most_are(&self) -> Option<(usize, usize)> {
+        self.taken
+            .values()
+            .filter_map(|taken| Some((taken.len(), *taken.front()?)))
+            .max_by_key(|&(count, Taken(number, _))| (count, Reverse(number)))
+            .map(|(count, Taken(_, key))| (count, key))
     }
 
     /// The token for a Retry packet that has the id `retry_id`, in answer to an Initial that was
@@ -161,7 +199,7 @@ impl Admission {
         all.extend_from_slice(&[all.len() as u8, retry_id.len() as u8]);
         all.extend_from_slice(retry_id);
         all.extend_from_slice(said);
-        hmac_sha256(&self.key, &all)
+        hmac_sha256(&self.key[..], &all)
     }
 
     fn millis(&self, now: Instant) -> u64 {
@@ -169,27 +207,22 @@ impl Admission {
     }
 
     /// A connection was opened from there; `proven` if it was let in with a token.
-    pub fn enter(&mut self, from: SocketAddr, proven: bool) -> Place {
-        self.half_open += 1;
+    pub fn enter(&mut self, from: SocketAddr, proven: bool, key: usize) -> Place {
         let host = proven.then(|| Host::of(from));
-        match host {
-            Some(host) => *self.proven.entry(host).or_default() += 1,
-            None => self.unproven += 1,
-        }
-        Place(host)
+        self.half_open += 1;
+        self.count += 1;
+        let taken = self.taken.entry(host).or_default();
+        taken.push_back(Taken(self.count, key));
+        Place(host, self.count)
     }
 
     /// It is half open no more.
-    pub fn leave(&mut self, place: Place) {
+    pub fn leave(&mut self, Place(host, number): Place) {
         self.half_open -= 1;
-        let Some(host) = place.0 else {
-            self.unproven -= 1;
-            return;
-        };
-        if let Some(count) = self.proven.get_mut(&host) {
-            *count -= 1;
-            if *count == 0 {
-                self.proven.remove(&host);
+        if let Some(taken) = self.taken.get_mut(&host) {
+            taken.retain(|&Taken(other, _)| other != number);
+            if taken.is_empty() {
+                self.taken.remove(&host);
             }
         }
     }
@@ -227,7 +260,7 @@ mod tests {
                 all.decide(host(number), &ORIGINAL, &[], now),
                 Verdict::Accept(None)
             );
-            places.push(all.enter(host(number), false));
+            places.push(all.enter(host(number), false, 0));
         }
         assert_eq!(all.decide(host(2), &ORIGINAL, &[], now), Verdict::Retry);
         let token = all.token(host(2), &ORIGINAL, &RETRY_ID, now).unwrap();
@@ -244,31 +277,95 @@ mod tests {
         assert_eq!(all.half_open(), 1);
     }
 
-    #[test]
-    fn an_address_has_its_limit_and_all_have_one() {
+    fn decide(all: &Admission, from: SocketAddr) -> Verdict {
         let now = Instant::now();
-        let mut all = admission(now);
-        let decide = |all: &Admission, from| {
-            let token = all.token(from, &ORIGINAL, &RETRY_ID, now).unwrap();
-            all.decide(from, &RETRY_ID, &token, now)
-        };
+        let token = all.token(from, &ORIGINAL, &RETRY_ID, now).unwrap();
+        all.decide(from, &RETRY_ID, &token, now)
+    }
+
+    fn displaces(key: usize) -> Verdict {
+        Verdict::Displace(ORIGINAL.to_vec().into(), key)
+    }
+
+    #[test]
+    fn an_address_has_its_limit() {
+        let mut all = admission(Instant::now());
         let mut places = Vec::new();
         // Who pretends to be at an address takes nothing from who is there.
-        places.push(all.enter(host(1), false));
-        places.push(all.enter(host(1), false));
-        for _ in 0..3 {
+        places.push(all.enter(host(1), false, 0));
+        places.push(all.enter(host(1), false, 1));
+        for key in 2..5 {
             assert_ne!(decide(&all, host(1)), Verdict::Full);
-            places.push(all.enter(host(1), true));
+            places.push(all.enter(host(1), true, key));
         }
         assert_eq!(decide(&all, host(1)), Verdict::Full);
         assert_ne!(decide(&all, host(2)), Verdict::Full);
-        places.push(all.enter(host(2), true));
-        assert_eq!(decide(&all, host(3)), Verdict::Full, "six in all");
         for place in places {
             all.leave(place);
         }
-        assert_eq!((all.half_open(), all.unproven, all.proven.len()), (0, 0, 0));
+        assert_eq!((all.half_open(), all.taken.len()), (0, 0));
         assert_ne!(decide(&all, host(1)), Verdict::Full);
+    }
+
+    /// Two addresses have taken all there is.
+    #[test]
+    fn where_all_places_are_taken_who_has_most_gives_way() {
+        let mut all = admission(Instant::now());
+        let mut places = HashMap::new();
+        for (key, number) in [1, 2, 2, 1, 2, 1].into_iter().enumerate() {
+            places.insert(key, all.enter(host(number), true, key));
+        }
+        // Neither gets more of it.
+        assert_eq!(decide(&all, host(1)), Verdict::Full);
+        // Who has proved nothing has to, and then has the oldest place of theirs.
+        let no_token = all.decide(host(3), &ORIGINAL, &[], Instant::now());
+        assert_eq!(no_token, Verdict::Retry);
+        let mut displaced = Vec::new();
+        for (key, number) in [(6, 3), (7, 4), (8, 5)] {
+            let Verdict::Displace(_, other) = decide(&all, host(number)) else {
+                panic!("no place for {number}");
+            };
+            displaced.push(other);
+            all.leave(places.remove(&other).unwrap());
+            places.insert(key, all.enter(host(number), true, key));
+        }
+        // Of two that have as many, who has the oldest.
+        assert_eq!(displaced, [0, 1, 2]);
+        // Of 1, 1, 1, 1 and 2 places, that of one that has one is not taken.
+        assert_eq!(decide(&all, host(6)), displaces(3));
+        all.leave(places.remove(&3).unwrap());
+        places.insert(9, all.enter(host(6), true, 9));
+        // Where all have one, a new address takes the oldest, and an old one none.
+        assert_eq!(decide(&all, host(7)), displaces(4));
+        assert_eq!(decide(&all, host(6)), Verdict::Full);
+        for (_, place) in places {
+            all.leave(place);
+        }
+        assert_eq!((all.half_open(), all.taken.len()), (0, 0));
+    }
+
+    /// Those who have proved nothing are together one address.
+    #[test]
+    fn who_has_proved_nothing_gives_way_too() {
+        let now = Instant::now();
+        let limits = Limits {
+            max_half_open: 3,
+            ..Limits::default()
+        };
+        let mut all = Admission::new(&limits, now).unwrap();
+        for key in 0..3 {
+            let from = host(key as u8);
+            assert_eq!(all.decide(from, &ORIGINAL, &[], now), Verdict::Accept(None));
+            let _ = all.enter(from, false, key);
+        }
+        assert_eq!(all.decide(host(3), &ORIGINAL, &[], now), Verdict::Retry);
+        assert_eq!(decide(&all, host(3)), displaces(0));
+    }
+
+    #[test]
+    fn the_key_is_not_shown() {
+        let shown = format!("{:?}", admission(Instant::now()));
+        assert_eq!(shown, "Admission { half_open: 0, .. }");
     }
 
     #[test]

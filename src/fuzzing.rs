@@ -7,17 +7,17 @@
 
 use std::cell::RefCell;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::admission::{Admission, Verdict};
 use crate::atom_cache::{self, AtomCache};
 use crate::config::{self, Limits};
-use crate::connection::{Connection, Happening, Train, hello, notice};
+use crate::connection::{Connection, Happening, Quic, Train, hello, notice};
 use crate::event::Event;
 use crate::frame::{FrameReader, Frames, Prefix};
 use crate::handle::{Closing, ConnectionCommand, Shared};
-use crate::identity::{CookieAuthority, NodeIdentity, PeerCertificate};
+use crate::identity::{Choice, CookieAuthority, NodeIdentity, PeerCertificate};
 use crate::ingress::{Arrival, MIN_INITIAL, classify};
 use crate::layout::Role;
 use crate::router::{Route, Router};
@@ -37,16 +37,35 @@ pub const TARGETS: [Target; 6] = [
     ("certificate", certificate),
 ];
 
-static IDENTITY: LazyLock<NodeIdentity> = LazyLock::new(|| {
-    CookieAuthority::derive(b"fuzz")
+fn identity(cookie: &[u8]) -> NodeIdentity {
+    CookieAuthority::derive(cookie)
         .and_then(|authority| NodeIdentity::mint(&authority, "node@192.0.2.1"))
         .expect("an identity can be made")
+}
+
+static IDENTITY: LazyLock<NodeIdentity> = LazyLock::new(|| identity(b"fuzz"));
+/// Of the cookie that is set for one other node, and of one that is set nowhere.
+static OTHER: LazyLock<Arc<NodeIdentity>> = LazyLock::new(|| Arc::new(identity(b"other")));
+static UNKNOWN: LazyLock<NodeIdentity> = LazyLock::new(|| identity(b"unknown"));
+
+static CHOICE: LazyLock<Arc<Choice>> = LazyLock::new(|| {
+    let choice = Choice::default();
+    let others = vec![("other@192.0.2.9".to_owned(), Some(OTHER.clone()))];
+    choice
+        .set_own(&IDENTITY)
+        .and_then(|()| choice.set_others(others, 0))
+        .expect("the cookies can be set");
+    Arc::new(choice)
 });
 
 thread_local! {
     static CONFIGS: RefCell<(quiche::Config, quiche::Config)> = {
         let config = |role| {
-            let tls = IDENTITY.client_context().expect("a context can be made");
+            let tls = match role {
+                Role::Client => IDENTITY.client_context(),
+                Role::Server => IDENTITY.server_context_or(&CHOICE),
+            };
+            let tls = tls.expect("a context can be made");
             config::quic(&limits(), role, tls).expect("a configuration can be made")
         };
         RefCell::new((config(Role::Client), config(Role::Server)))
@@ -73,31 +92,38 @@ struct End {
 }
 
 impl End {
-    fn new(role: Role) -> Option<Self> {
-        let limits = limits();
+    /// Its certificate is the own cookie's, whatever authority it says that it goes by.
+    fn client(called: &NodeIdentity) -> Option<Self> {
         let id = random_id().ok()?;
-        let (quic, address) = match role {
-            Role::Client => (
-                CONFIGS.with_borrow_mut(|(config, _)| {
-                    quiche::connect_with_buffer_factory(None, &id, CLIENT, SERVER, config)
-                }),
-                CLIENT,
-            ),
-            Role::Server => (
-                CONFIGS.with_borrow_mut(|(_, config)| {
-                    quiche::accept_with_buf_factory(&id, None, SERVER, CLIENT, config)
-                }),
-                SERVER,
-            ),
-        };
+        let mut quic: Quic = CONFIGS
+            .with_borrow_mut(|(config, _)| {
+                quiche::connect_with_buffer_factory(None, &id, CLIENT, SERVER, config)
+            })
+            .ok()?;
+        let tls: &mut boring::ssl::SslRef = quic.as_mut();
+        tls.set_hostname(&called.server_name().ok()??).ok()?;
+        Some(End::of(quic, Role::Client, CLIENT))
+    }
+
+    fn server() -> Option<Self> {
+        let id = random_id().ok()?;
+        let quic = CONFIGS.with_borrow_mut(|(_, config)| {
+            quiche::accept_with_buf_factory(&id, None, SERVER, CLIENT, config)
+        });
+        let mut end = End::of(quic.ok()?, Role::Server, SERVER);
+        end.connection.set_choice(CHOICE.clone());
+        Some(end)
+    }
+
+    fn of(quic: Quic, role: Role, address: SocketAddr) -> Self {
+        let limits = limits();
         let shared = Shared::new(role, &limits);
-        let connection = Connection::new(quic.ok()?, role, &limits, shared, Instant::now());
-        Some(End {
-            connection,
+        End {
+            connection: Connection::new(quic, role, &limits, shared, Instant::now()),
             train: Train::default(),
             address,
             over: false,
-        })
+        }
     }
 
     /// A turn of the event thread: what there is to send.
@@ -119,12 +145,17 @@ impl End {
         while self.connection.retired_id().is_some() {}
         assert!(self.connection.new_ids().len() <= 8);
         let mut out = Vec::new();
-        for _ in 0..64 {
+        let trains = if self.connection.is_held() { 0 } else { 64 };
+        for _ in 0..trains {
             let Some(transmit) = self.connection.transmit(&mut self.train, 8) else {
                 break;
             };
             let bytes = self.train.bytes(&transmit);
             out.extend(bytes.chunks(transmit.segment).map(<[u8]>::to_vec));
+        }
+        // Who goes by an authority that is not known is held until its next turn.
+        if CHOICE.has_question() {
+            CHOICE.give_up(CHOICE.question());
         }
         out
     }
@@ -166,7 +197,7 @@ pub fn endpoint(data: &[u8]) {
                     other => panic!("{other:?} though nobody was there"),
                 }
                 if end.is_none() {
-                    end = End::new(Role::Server);
+                    end = End::server();
                     assert!(table.insert(dcid, 0));
                 }
             }
@@ -187,8 +218,7 @@ pub fn endpoint(data: &[u8]) {
 /// What a peer with a good certificate says after the handshake: frames, whole datagrams, and what
 /// our side does meanwhile, one after the other.
 pub fn connection(data: &[u8]) {
-    let (Some(mut client), Some(mut server)) = (End::new(Role::Client), End::new(Role::Server))
-    else {
+    let (Some(mut client), Some(mut server)) = (End::client(&IDENTITY), End::server()) else {
         return;
     };
     let mut now = Instant::now();
@@ -355,8 +385,14 @@ pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         let put = |piece: &&[u8]| [&(piece.len() as u16).to_be_bytes()[..], piece].concat();
         pieces.iter().flat_map(put).collect()
     };
-    let first = End::new(Role::Client).map_or(Vec::new(), |mut end| end.turn(Instant::now()));
-    let first: Vec<&[u8]> = first.iter().map(Vec::as_slice).collect();
+    let first = |called: &NodeIdentity| -> Vec<Vec<u8>> {
+        End::client(called).map_or(Vec::new(), |mut end| end.turn(Instant::now()))
+    };
+    let calls = [&IDENTITY, &**OTHER, &UNKNOWN].map(first);
+    let calls = calls
+        .each_ref()
+        .map(|first| -> Vec<&[u8]> { first.iter().map(Vec::as_slice).collect() });
+    let [first, other, unknown] = &calls;
     let probe = [&[0xc0, 0x1a, 0x2a, 0x3a, 0x4a, 8][..], &[7; 1200]].concat();
     // RFC 9000, section 19, each behind what `connection` reads.
     let frames: [&[u8]; 14] = [
@@ -392,8 +428,10 @@ pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
         .and_then(|context| context.certificate()?.to_der().ok())
         .unwrap_or_default();
     vec![
-        ("endpoint", framed(&first)),
+        ("endpoint", framed(first)),
         ("endpoint", framed(&[&probe, &first.concat()])),
+        ("endpoint", framed(other)),
+        ("endpoint", framed(&[&unknown[..], &unknown[..]].concat())),
         ("connection", framed(&frames)),
         ("connection", framed(&frames[..3])),
         ("framing", [&[0xff, 3][..], stream].concat()),
@@ -412,6 +450,20 @@ pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
 mod tests {
     use super::*;
     use std::path::Path;
+
+    /// The first that is read of what a stranger says, after QUIC's own, is by which authority.
+    #[test]
+    fn what_strangers_say_is_read() {
+        for (called, held) in [(&*IDENTITY, false), (&OTHER, false), (&UNKNOWN, true)] {
+            let (mut client, mut server) = (End::client(called).unwrap(), End::server().unwrap());
+            let now = Instant::now();
+            server.take(client.turn(now), CLIENT);
+            let answer = server.turn(now);
+            assert_eq!(answer.is_empty(), held);
+            // Nobody knows a better answer.
+            assert!(!answer.is_empty() || !server.turn(now).is_empty());
+        }
+    }
 
     /// Every file of the corpus, whole, cut, and with a byte changed here and there.
     #[test]

@@ -81,6 +81,11 @@ impl Connection {
         self.hang_up(code, text);
     }
 
+    /// There is no room for this handshake any more.
+    pub(crate) fn give_way(&mut self) {
+        self.break_off(code::LIMIT, "too many handshakes, and most from there");
+    }
+
     /// The endpoint has failed. Nothing is known of the state that this connection is in.
     pub(crate) fn fail(&mut self, reason: CloseReason) {
         self.report(reason);

@@ -6,6 +6,7 @@
 //! socket, no thread and no clock (quiche reads the clock for its own timers; ours take `now`).
 
 mod departing;
+mod early;
 mod end;
 mod flight;
 pub(crate) mod hello;
@@ -212,6 +213,9 @@ impl Connection {
     /// Takes a datagram from the network. Whatever it holds, what goes wrong is this connection's
     /// end and nobody else's.
     pub fn receive(&mut self, datagram: &mut [u8], from: SocketAddr, to: SocketAddr) {
+        if self.is_too_early() {
+            return;
+        }
         self.active = true;
         self.unanswered += usize::from(datagram.len() > transmit::BARE_ACK);
         let long_header = datagram.first().is_some_and(|first| first & 0x80 != 0);

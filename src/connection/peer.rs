@@ -69,7 +69,7 @@ impl Connection {
     /// a round trip later, and again, with full datagrams (RFC 9002, section 6.2.2.1). One that hears
     /// nothing repeats its first packet, ever more slowly. Once there is an answer, the next sending
     /// goes on with it.
-    pub(super) fn is_held(&mut self) -> bool {
+    pub(crate) fn is_held(&mut self) -> bool {
         let (State::Handshaking(_), Some(choice)) = (&self.state, &self.peer.choice) else {
             return false;
         };

@@ -108,13 +108,29 @@ impl<E: Events> Driver<E> {
             connection.address_is_proved();
         }
         connection.set_choice(self.choice.clone());
-        let place = self.admission.enter(from, original.is_some());
         // The client's own choice of id stays in use until it has learnt ours.
         let ids = vec![scid, dcid];
         let key = self.insert(id, handle, connection, None, from, ids);
+        let place = self.admission.enter(from, original.is_some(), key);
         self.entries[key].half_open = Some(place);
         self.count_connections();
         Some(key)
+    }
+
+    /// Another one gets its place, and so at once; unless what has just come for it makes it half open
+    /// no more.
+    pub(super) fn displace(&mut self, key: usize) {
+        self.serve_one(key);
+        let entry = self.entries.get(key);
+        if entry.is_none_or(|entry| entry.half_open.is_none()) {
+            return;
+        }
+        bump(&self.counters.dropped_limit, 1);
+        self.with(key, Connection::give_way);
+        self.serve_one(key);
+        if self.entries.contains(key) {
+            self.remove(key);
+        }
     }
 
     /// What was sealed with a key is good for nothing once that is gone: so no ticket is accepted

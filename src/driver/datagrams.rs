@@ -56,14 +56,19 @@ impl<E: Events> Driver<E> {
             Arrival::Known(key) => key,
             Arrival::Initial { scid, dcid, token } => {
                 let now = Instant::now();
-                match self.admission.decide(from, &dcid, &token, now) {
-                    Verdict::Accept(original) => match self.accept(dcid, original, from, to) {
-                        Some(key) => key,
-                        None => return,
-                    },
+                let original = match self.admission.decide(from, &dcid, &token, now) {
+                    Verdict::Accept(original) => original,
+                    Verdict::Displace(original, other) => {
+                        self.displace(other);
+                        Some(original)
+                    }
                     Verdict::Retry => return self.retry(&scid, &dcid, from, to, now),
                     Verdict::Full => return bump(&self.counters.dropped_limit, 1),
                     Verdict::BadToken => return bump(&self.counters.dropped_strays, 1),
+                };
+                match self.accept(dcid, original, from, to) {
+                    Some(key) => key,
+                    None => return,
                 }
             }
             Arrival::UnknownVersion { scid, dcid } => {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use quic_dist_engine::{CloseReason, Limits};
 
 use crate::support::raw::Raw;
-use crate::support::{Node, PATIENCE, SECRET, limits, ping, until};
+use crate::support::{Node, PATIENCE, SECRET, displaced, limits, ping, until};
 
 fn node(retry_threshold: usize, max_half_open_per_address: usize, patience: u64) -> Node {
     let limits = Limits {
@@ -94,6 +94,36 @@ fn an_address_that_is_proved_has_its_limit_and_takes_nothing_from_others() {
     let elsewhere = Node::open("127.0.0.2:0", &SECRET, limits());
     let (mut ours, mut theirs) = elsewhere.connect(&a);
     ping(&mut ours, &mut theirs, 1);
+    drop(greedy);
+}
+
+/// All places are taken by one who can answer.
+#[test]
+fn who_takes_all_places_keeps_nobody_out() {
+    let limits = Limits {
+        retry_threshold: 0,
+        max_half_open: 3,
+        handshake_timeout: PATIENCE,
+        ..limits()
+    };
+    let a = Node::open("127.0.0.1:0", &SECRET, limits.clone());
+    let counters = a.endpoint.counters();
+    let mut greedy: Vec<Raw> = (0..4).map(|_| stalled_with_token(&a)).collect();
+    until("there is no place for the last of them", || {
+        counters.dropped_limit.load(Relaxed) >= 1
+    });
+    assert_eq!(counters.half_open.load(Relaxed), 3);
+    let elsewhere = Node::open("127.0.0.2:0", &SECRET, limits);
+    for number in 0..2 {
+        let (mut ours, mut theirs) = elsewhere.connect(&a);
+        ping(&mut ours, &mut theirs, 1 + number);
+        assert_eq!(a.refusal(), displaced());
+        // A place is free again until another one comes.
+        greedy.push(stalled_with_token(&a));
+        until("it has it", || counters.half_open.load(Relaxed) == 3);
+    }
+    // Those that are left go on as if nothing had been.
+    greedy[3 - 1].handshake();
     drop(greedy);
 }
 

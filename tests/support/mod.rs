@@ -33,6 +33,13 @@ pub fn limits() -> Limits {
     }
 }
 
+/// The end of a handshake whose place another one has.
+pub fn displaced() -> CloseReason {
+    CloseReason::LocalClosed {
+        text: "too many handshakes, and most from there".into(),
+    }
+}
+
 /// Waits for a condition that nobody reports.
 #[track_caller]
 pub fn until(what: &str, condition: impl Fn() -> bool) {

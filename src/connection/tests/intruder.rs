@@ -59,7 +59,7 @@ impl Intruder {
     }
 
     /// Says hello, as every peer has to before anything else.
-    fn greet(&mut self) {
+    pub fn greet(&mut self) {
         let hello = super::super::hello::Hello {
             data_streams: 4,
             user_streams: 0,

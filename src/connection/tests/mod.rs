@@ -5,7 +5,10 @@
 //! real time pass; our own deadlines take the time that the test gives them ([`Pair::ahead`]).
 
 mod data;
+mod early;
 mod ends;
+mod floods;
+mod forger;
 mod handshake;
 mod in_the_way;
 mod intruder;
