@@ -483,7 +483,5 @@ named(Name) ->
     end.
 
 utf8(Name) ->
-    case unicode:characters_to_binary(Name) of
-        Name -> Name;
-        _ -> unicode:characters_to_binary(Name, latin1)
-    end.
+%% Whatever the bytes are: dist_util makes an atom of them by list_to_atom/1.
+    unicode:characters_to_binary(Name, latin1).

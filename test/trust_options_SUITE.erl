@@ -1,0 +1,91 @@
+%% The options of trust, in all places where they may stand, and of either name; and what the rules of verification come to.
+-module(trust_options_SUITE).
+
+-export([all/0, suite/0, init_per_suite/1, end_per_suite/1, init_per_testcase/2, end_per_testcase/2]).
+-export([options_of_erlang_quic/1, options_of_ssl/1, flags/1, bad_options/1, revoked/1]).
+
+-import(quic_dist_test_trust, [ca/1, leaf/2, file/2, files/3, start_certified/3, start_with/4, quic_dist_env/1, quoted/1, ssl_options/1,
+                               write_term/3, connects/1, refused/2, renewed_identity/1, said/2]).
+
+-define(LIB, quic_dist_test_lib).
+-define(CA, quic_dist_test_ca).
+-define(ENV, fun quic_dist_test_trust:quic_dist_env/1).
+
+suite() -> [{timetrap, {seconds, 120}}].
+
+all() -> [options_of_erlang_quic, options_of_ssl, flags, bad_options, revoked].
+
+init_per_suite(Config) -> quic_dist_test_trust:init_suite(Config).
+end_per_suite(Config) -> ?LIB:end_suite(Config).
+init_per_testcase(Case, Config) -> ?LIB:init_case(Case, [{C, "it is about QUIC's certificates"} || C <- all()], Config).
+end_per_testcase(_Case, Config) -> ?LIB:end_case(Config).
+
+%%% Where options stand
+
+%% What sys.config has for erlang_quic.
+options_of_erlang_quic(Config) ->
+    Sys = fun(#{cert := Cert, key := Key, ca := Ca, name := Name}) ->
+        Dist = [{cert_file, Cert}, {key_file, list_to_binary(Key)}, {cacert_file, Ca}, {verify, verify_peer},
+                {discovery_module, quic_discovery_static}, {nodes, []}],
+        ["-config", write_term(Config, Name ++ ".config", [{quic, [{dist, Dist}, {dist_port, 4433}]}])]
+    end,
+    connects(start_certified(Config, [ca(Config), ca(Config)], Sys)).
+
+%% What an inet_tls node has.
+options_of_ssl(Config) ->
+    connects(start_certified(Config, [ca(Config), ca(Config)], fun(#{name := Name} = Files) ->
+        [Server, Client] = [ssl_options(Files), ssl_options(Files)],
+        Term = [{server, [{fail_if_no_peer_cert, true}, {secure_renegotiate, true} | Server]}, {client, [{versions, ['tlsv1.3']} | Client]}],
+        ["-ssl_dist_optfile", write_term(Config, Name ++ ".opt", Term)]
+    end)).
+
+flags(Config) ->
+    [A] = start_certified(Config, [ca(Config)], fun(#{cert := Cert, key := Key, ca := Ca}) ->
+        ["-quic_dist_cert", Cert, "-quic_dist_key", Key, "-quic_dist_cacert", Ca]
+    end),
+    [B] = start_certified(Config, [ca(Config)], fun(#{cert := Cert, key := Key, ca := Ca}) ->
+        lists:append([["-quic_dist_opt", Role ++ "certfile", Cert, Role ++ "keyfile", Key, Role ++ "cacertfile", Ca, Role ++ "verify", "verify_peer",
+                       Role ++ "secure_renegotiate", "true"] || Role <- ["server_", "client_"]])
+    end),
+    connects([A, B]).
+
+%% The node does not start, and says which option it is.
+bad_options(Config) ->
+    #{cert := Cert, key := Key, ca := Ca} = files(Config, "bad@127.0.0.1", leaf(Config, "bad@127.0.0.1")),
+    Encrypted = ?CA:write(file(Config, "bad.enc"), ?CA:key_pem(leaf(Config, "bad@127.0.0.1"), "right")),
+    Lines = [
+        {["-quic_dist_cert", Cert, "-quic_dist_key", Key], "{bad_option,cacertfile,"},
+        {["-quic_dist_cacert", Ca], "{bad_option,certfile,"},
+        {["-quic_dist_cert", Cert, "-quic_dist_key", "/nowhere.pem", "-quic_dist_cacert", Ca], "/nowhere.pem: No such file"},
+        {["-quic_dist_cert", Cert, "-quic_dist_key", Encrypted, "-quic_dist_cacert", Ca], "password"},
+        {["-quic_dist_cert", Cert, "-quic_dist_key", Ca, "-quic_dist_cacert", Ca], "no private key in it"},
+        {["-quic_dist_verify", "verify_maybe"], "{bad_option,verify,"},
+        {["-quic_dist_optfile", "/nowhere.opt"], "/nowhere.opt: enoent"},
+        {["-quic_dist_opt", "server_verify_fun", "x"], "{bad_option,server,"}],
+    Booted = [{Line, ?LIB:boot(#{tag => "bad", args => Args})} || {Args, Line} <- Lines],
+    [] = [{Line, Result} || {Line, Result} <- Booted, not failed_with(Line, Result)],
+    ok.
+
+failed_with(Line, {error, {exit_status, _, Output}}) -> re:run(Output, Line) =/= nomatch;
+failed_with(_, _) -> false.
+
+%%% What is verified
+
+revoked(Config) ->
+    [NameA, NameB, NameC] = [?LIB:name("r") || _ <- [1, 2, 3]],
+    [LeafA, LeafB, LeafC] = [leaf(Config, N) || N <- [NameA, NameB, NameC]],
+    Crl = ?CA:write(file(Config, "crl.pem"), ?CA:revoked(ca(Config), [LeafC])),
+    Checked = fun(Files) -> quic_dist_env(Files) ++ ["-quic_dist", "crlfile", quoted(Crl), "-quic_dist", "crl_check", "true"] end,
+    A = start_with(Config, NameA, LeafA, Checked),
+    B = start_with(Config, NameB, LeafB, Checked),
+    C = start_with(Config, NameC, LeafC, ?ENV),
+    connects([A, B]),
+    refused(C, A),
+    refused(A, C),
+    said(A, "certificate \\(" ++ NameC ++ "\\): certificate revoked"),
+    %% The list is looked at again when it is written again, and what was verified before does not count any more.
+    ok = ?LIB:disconnect(A, B),
+    ?CA:write(Crl, ?CA:revoked(ca(Config), [LeafC, LeafB])),
+    ok = renewed_identity([A]),
+    refused(B, A),
+    said(A, "certificate \\(" ++ NameB ++ "\\): certificate revoked").
