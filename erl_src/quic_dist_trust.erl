@@ -330,8 +330,9 @@ stamp(#{client := Client, server := Server, optfiles := OptFiles}) ->
                                  Name <- [certfile, keyfile, cacertfile, crlfile],
                                  {ok, File} <- [maps:find(Name, Side)]],
     [case prim_file:read_file_info(File, [{time, posix}]) of
-         {ok, #file_info{size = Size, mtime = Time, inode = Inode}} ->
-             {Size, Time, Inode};
+         {ok, #file_info{size = Size, mtime = Written, ctime = Changed,
+                         inode = Inode}} ->
+             {Size, Written, Changed, Inode};
          {error, Reason} ->
              Reason
      end || File <- lists:usort(Files)].
@@ -482,6 +483,6 @@ named(Name) ->
         _ -> {error, not_in_the_protocol}
     end.
 
-utf8(Name) ->
 %% Whatever the bytes are: dist_util makes an atom of them by list_to_atom/1.
+utf8(Name) ->
     unicode:characters_to_binary(Name, latin1).

@@ -5,7 +5,7 @@
 
 -export([all/0, suite/0, init_per_suite/1, end_per_suite/1, init_per_testcase/2, end_per_testcase/2]).
 -export([both_ways/1, before_and_after_an_attempt/1, a_third_for_each_other/1, only_that_node/1, not_by_the_own/1, own_cookie/1,
-         on_the_command_line/1, several/1, sessions/1, not_readable/1]).
+         set_twice/1, on_the_command_line/1, several/1, sessions/1, weak/1, not_readable/1]).
 
 -define(LIB, quic_dist_test_lib).
 -define(OURS, "qdt_cluster_of_a_78").
@@ -17,7 +17,7 @@ suite() -> [{timetrap, {seconds, 60}}].
 
 all() ->
     [both_ways, before_and_after_an_attempt, a_third_for_each_other, only_that_node, not_by_the_own, own_cookie,
-     on_the_command_line, several, sessions, not_readable].
+     set_twice, on_the_command_line, several, sessions, weak, not_readable].
 
 init_per_suite(Config) -> ?LIB:init_suite(Config).
 end_per_suite(Config) -> ?LIB:end_suite(Config).
@@ -115,6 +115,30 @@ own_cookie(_Config) ->
     own(A, ?OURS),
     met(B, A).
 
+%% The second one while an identity is made of the first, which takes 0.2 s. Nothing changes afterwards.
+set_twice(_Config) ->
+    [A, B] = start([?OURS, ?THEIRS]),
+    ok = ?LIB:run(A, fun() -> set_while_it_is_made(10) end, 60000),
+    met(B, A),
+    met(A, B).
+
+%% On the node. A machine that stands still may have it set too late, and then it is tried again.
+set_while_it_is_made(Left) when Left > 0 ->
+    Server = whereis(quic_dist_endpoint),
+    1 = erlang:trace_pattern({quic_dist_nif, identity_new, 3}, [{'_', [], [{return_trace}]}], [local]),
+    1 = erlang:trace(Server, true, [call]),
+    First = list_to_atom("qdt_first_" ++ integer_to_list(Left)),
+    true = erlang:set_cookie(First),
+    receive {trace, Server, call, {quic_dist_nif, identity_new, [Cookie | _]}} -> Cookie = atom_to_binary(First) after 20000 -> error(deadline) end,
+    true = erlang:set_cookie(list_to_atom(?THEIRS)),
+    InTime = receive {trace, Server, return_from, _, _} -> false after 0 -> true end,
+    InTime andalso receive {trace, Server, return_from, _, _} -> ok after 20000 -> error(deadline) end,
+    1 = erlang:trace(Server, false, [call]),
+    case InTime of
+        true -> ok;
+        false -> set_while_it_is_made(Left - 1)
+    end.
+
 on_the_command_line(_Config) ->
     [Name, NameB] = [?LIB:name("s") || _ <- [a, b]],
     A = ?LIB:start(#{name => Name, cookie => ?OURS, args => ["-setcookie", NameB, ?THEIRS | ?ALONE]}),
@@ -151,6 +175,16 @@ sessions(_Config) ->
     %% B has a session and does not know that it is somebody else now.
     set(A, B, ?THEIRS),
     refused(B, A).
+
+%% A cookie for another node is warned about as the own is, when it is set and when it is dialled with.
+weak(_Config) ->
+    [A, B, C] = start([?OURS, ?THEIRS, "secret"]),
+    set(A, B, ?THEIRS),
+    met(B, A),
+    set(A, C, "secret"),
+    said(A, "the cookie that is set for " ++ name(C) ++ " is weak"),
+    met(A, C),
+    false = logged(A, "the cookie that is set for " ++ name(B)).
 
 %% Nothing of another node's cookie is to be seen in the server that has made something of it.
 not_readable(_Config) ->
