@@ -72,6 +72,7 @@ failed_with(_, _) -> false.
 %%% What is verified
 
 revoked(Config) ->
+    ok = ?LIB:not_at_midnight(30),
     [NameA, NameB, NameC] = [?LIB:name("r") || _ <- [1, 2, 3]],
     [LeafA, LeafB, LeafC] = [leaf(Config, N) || N <- [NameA, NameB, NameC]],
     Crl = ?CA:write(file(Config, "crl.pem"), ?CA:revoked(ca(Config), [LeafC])),
@@ -83,8 +84,16 @@ revoked(Config) ->
     refused(C, A),
     refused(A, C),
     said(A, "certificate \\(" ++ NameC ++ "\\): certificate revoked"),
-    %% The list is looked at again when it is written again, and what was verified before does not count any more.
     ok = ?LIB:disconnect(A, B),
+    %% B has a session with A.
+    [false, true] = [begin
+         ok = ?LIB:connect(B, A),
+         pong = ?LIB:call(B, net_adm, ping, [?LIB:node(A)]),
+         #{resumed := Resumed} = ?LIB:connection(B, A),
+         ok = ?LIB:disconnect(B, A),
+         Resumed
+     end || _ <- [1, 2]],
+    %% The list is looked at again when it is written again, and what was verified before does not count any more.
     ?CA:write(Crl, ?CA:revoked(ca(Config), [LeafC, LeafB])),
     ok = renewed_identity([A]),
     refused(B, A),
