@@ -5,7 +5,7 @@
 
 -export([all/0, suite/0, init_per_suite/1, end_per_suite/1, init_per_testcase/2, end_per_testcase/2]).
 -export([resumed/1, not_with_another_cookie/1, cookies_apart/1, cookie_for_one_node/1, weak_cookies/1,
-         certificate_files/1, by_host/1, another_nodes_certificate/1, says_another_name/1, out_of_time/1, renewed/1, verify_none/1,
+         certificate_files/1, by_host/1, another_nodes_certificate/1, says_another_name/1, out_of_time/1, renewed/1, replaced_twice/1, verify_none/1,
          allowed/1, allowed_by_host/1, no_secret_is_shown/1, slow_and_not_on_a_scheduler/1]).
 
 -import(quic_dist_test_trust, [ca/1, leaf/2, file/2, names/2, files/3, start_certified/3, start_with/4, start_with/5, quic_dist_env/1,
@@ -19,7 +19,7 @@ suite() -> [{timetrap, {seconds, 120}}].
 
 all() ->
     [resumed, not_with_another_cookie, cookies_apart, cookie_for_one_node, weak_cookies,
-     certificate_files, by_host, another_nodes_certificate, says_another_name, out_of_time, renewed, verify_none,
+     certificate_files, by_host, another_nodes_certificate, says_another_name, out_of_time, renewed, replaced_twice, verify_none,
      allowed, allowed_by_host, no_secret_is_shown, slow_and_not_on_a_scheduler].
 
 init_per_suite(Config) -> quic_dist_test_trust:init_suite(Config).
@@ -250,6 +250,22 @@ renewed(Config) ->
     ?LIB:wait_until(said, fun() -> logged(B, "stays as it is: .*the key is not that of the certificate") end, 5000),
     ?CA:write(Key, ?CA:key_pem(New)),
     ok = renewed_identity([B]),
+    connects([A, B]).
+
+%% The second time while an identity is made of the first.
+replaced_twice(Config) ->
+    Name = ?LIB:name("b"),
+    [A] = start_certified(Config, [ca(Config)], ?ENV),
+    Pem = fun(Of) -> Leaf = leaf(Config, Of), [?CA:pem(Leaf), ?CA:key_pem(Leaf)] end,
+    B = start_with(Config, Name, leaf(Config, "c@127.0.0.1"), fun(#{cert := Cert, ca := Ca}) ->
+        ?CA:write(Cert, Pem("c@127.0.0.1")),
+        ["-quic_dist_cert", Cert, "-quic_dist_cacert", Ca]
+    end),
+    #{cert := Cert} = names(Config, Name),
+    {Wrong, Right} = {Pem("d@127.0.0.1"), Pem(Name)},
+    ok = ?LIB:run(B, fun() ->
+        quic_dist_test_trust:while_it_is_made({identity_files, 4}, fun(_) -> ?CA:write(Cert, Wrong) end, fun() -> ?CA:write(Cert, Right) end)
+    end, 60000),
     connects([A, B]).
 
 %% Whoever it is: a certificate of nobody's authority, or none but the cookie's of another cluster.

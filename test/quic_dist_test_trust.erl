@@ -5,6 +5,8 @@
 -export([init_suite/1, ca/1, leaf/2, file/2, names/2, files/3, start_certified/3, start_with/4, start_with/5]).
 -export([quic_dist_env/1, quoted/1, with_optfile/3, ssl_options/1, write_term/3]).
 -export([connects/1, refused/2, renewed_identity/1, logged/2, has_logged/2, said/2]).
+%% run on a node
+-export([while_it_is_made/3]).
 
 -define(LIB, quic_dist_test_lib).
 -define(CA, quic_dist_test_ca).
@@ -85,3 +87,29 @@ has_logged(Node, Line) ->
 
 %% Soon.
 said(Node, Line) -> ?LIB:wait_until({said, Line}, fun() -> logged(Node, Line) end, 5000).
+
+%% On a node: First has an identity made, and while that is made, of all that was read for it, there is Second. On a machine that stands still
+%% that may come too late, and then it is tried again.
+while_it_is_made(Function, First, Second) -> while_it_is_made(Function, First, Second, 10).
+
+while_it_is_made({Name, Arity} = Function, First, Second, Left) when Left > 0 ->
+    Server = whereis(quic_dist_endpoint),
+    1 = erlang:trace_pattern({quic_dist_nif, Name, Arity}, [{'_', [], [{return_trace}]}], [local]),
+    1 = erlang:trace(Server, true, [call]),
+    First(Left),
+    receive {trace, Server, call, {quic_dist_nif, Name, _}} -> ok after 20000 -> error(deadline) end,
+    %% it takes 200
+    receive after 30 -> ok end,
+    Second(),
+    IsDone = receive {trace, Server, return_from, _, _} -> true after 0 -> false end,
+    IsDone orelse receive {trace, Server, return_from, _, _} -> ok after 20000 -> error(deadline) end,
+    1 = erlang:trace(Server, false, [call]),
+    Ref = erlang:trace_delivered(Server),
+    receive {trace_delivered, Server, Ref} -> ok end,
+    flush(Server),
+    case IsDone of
+        false -> ok;
+        true -> while_it_is_made(Function, First, Second, Left - 1)
+    end.
+
+flush(Server) -> receive T when element(1, T) =:= trace, element(2, T) =:= Server -> flush(Server) after 0 -> ok end.

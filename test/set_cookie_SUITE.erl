@@ -118,26 +118,12 @@ own_cookie(_Config) ->
 %% The second one while an identity is made of the first, which takes 0.2 s. Nothing changes afterwards.
 set_twice(_Config) ->
     [A, B] = start([?OURS, ?THEIRS]),
-    ok = ?LIB:run(A, fun() -> set_while_it_is_made(10) end, 60000),
+    ok = ?LIB:run(A, fun() ->
+        Set = fun(Cookie) -> true = erlang:set_cookie(list_to_atom(Cookie)) end,
+        quic_dist_test_trust:while_it_is_made({identity_new, 3}, fun(N) -> Set("qdt_first_" ++ integer_to_list(N)) end, fun() -> Set(?THEIRS) end)
+    end, 60000),
     met(B, A),
     met(A, B).
-
-%% On the node. A machine that stands still may have it set too late, and then it is tried again.
-set_while_it_is_made(Left) when Left > 0 ->
-    Server = whereis(quic_dist_endpoint),
-    1 = erlang:trace_pattern({quic_dist_nif, identity_new, 3}, [{'_', [], [{return_trace}]}], [local]),
-    1 = erlang:trace(Server, true, [call]),
-    First = list_to_atom("qdt_first_" ++ integer_to_list(Left)),
-    true = erlang:set_cookie(First),
-    receive {trace, Server, call, {quic_dist_nif, identity_new, [Cookie | _]}} -> Cookie = atom_to_binary(First) after 20000 -> error(deadline) end,
-    true = erlang:set_cookie(list_to_atom(?THEIRS)),
-    InTime = receive {trace, Server, return_from, _, _} -> false after 0 -> true end,
-    InTime andalso receive {trace, Server, return_from, _, _} -> ok after 20000 -> error(deadline) end,
-    1 = erlang:trace(Server, false, [call]),
-    case InTime of
-        true -> ok;
-        false -> set_while_it_is_made(Left - 1)
-    end.
 
 on_the_command_line(_Config) ->
     [Name, NameB] = [?LIB:name("s") || _ <- [a, b]],
