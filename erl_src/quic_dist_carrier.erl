@@ -278,19 +278,19 @@ check_name(Controller, Conn, Peer, Allow) ->
     case Said of
         {ok, Name} ->
             case quic_dist_nif:peer_is(Conn, Name) of
-                true ->
-                    ok;
-                unknown ->
-                    quic_dist_log:unverified(Name, Peer),
-                    quic_dist_trust:allows(Allow, Name)
-                        orelse refuse(Conn, Peer, [Name, " is not allowed"],
-                                      <<"not allowed">>),
-                    ok;
                 false ->
                     refuse(Conn, Peer,
                            ["it says that it is ", printable(Name),
                             ", and its certificate is that of ",
-                            certificate(Conn)], <<"not your name">>)
+                            certificate(Conn)], <<"not your name">>);
+                Is ->
+                    Is =:= unknown andalso quic_dist_log:unverified(Name, Peer),
+                    %% Of all that its certificate is good for, this counts.
+                    quic_dist_trust:allows(Allow, Name)
+                        orelse refuse(Conn, Peer, [printable(Name),
+                                                   " is not allowed"],
+                                      <<"not allowed">>),
+                    ok
             end;
         {error, closed} ->
             ok;

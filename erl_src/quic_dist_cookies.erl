@@ -64,7 +64,7 @@ for_dialling(Node, Own, Trust, Name, #cookies{made = Made} = Cookies) ->
                 #{Key := Identity} when Identity =/= nil ->
                     {ok, Identity, Cookies};
                 _ ->
-                    case make(Trust, Cookie, Name) of
+                    case make(Trust, Cookie, Name, atom_to_binary(Node)) of
                         {ok, Identity} ->
                             NewMade = Made#{Key => Identity},
                             {ok, Identity, Cookies#cookies{made = NewMade}};
@@ -98,12 +98,12 @@ others(Own, Trust, Name, Cookies) ->
                          not is_map_key(Key, Kept)] of
             [] ->
                 {all, Kept};
-            [{_, Key, Cookie} | Rest] ->
+            [{Node, Key, Cookie} | Rest] ->
                 {case [K || {_, K, _} <- Rest, K =/= Key] of
                      [] -> all;
                      _ -> more
                  end,
-                 Kept#{Key => case make(Trust, Cookie, Name) of
+                 Kept#{Key => case make(Trust, Cookie, Name, Node) of
                                   {ok, Identity} -> Identity;
                                   %% Of an empty cookie: nobody can use it.
                                   {error, _} -> nil
@@ -112,10 +112,18 @@ others(Own, Trust, Name, Cookies) ->
     {More, [{Node, maps:get(Key, NewMade, nil)} || {Node, Key, _} <- Set],
      Found#cookies{made = NewMade}}.
 
-make(Trust, Cookie, Name) ->
+make(Trust, Cookie, Name, Node) ->
     case quic_dist_trust:identity(Trust, fun() -> {ok, Cookie} end, Name) of
-        {ok, Identity, _Warnings} -> {ok, Identity};
-        {error, _} = Error -> Error
+        {ok, Identity, _Warnings} ->
+            %% What else there is to warn about has been said of the own one.
+            quic_dist_trust:is_weak(Cookie)
+                andalso quic_dist_log:log(
+                          warning, "quic_dist: the cookie that is set for ~ts is "
+                          "weak: whoever reaches this node's port can guess it",
+                          [Node]),
+            {ok, Identity};
+        {error, _} = Error ->
+            Error
     end.
 
 key(Cookie, Name) ->

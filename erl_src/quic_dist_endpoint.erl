@@ -347,7 +347,8 @@ check_cookie_later(Endpoint) ->
     ok.
 
 renew_identity(#state{identity = Old, endpoint = Endpoint} = State) ->
-    case make_identity(State) of
+    From = made_from(State),
+    case make_identity(From, State) of
         {ok, #state{identity = Old} = NewState} ->
             NewState;
         {ok, #state{identity = New} = NewState} ->
@@ -362,18 +363,30 @@ renew_identity(#state{identity = Old, endpoint = Endpoint} = State) ->
             quic_dist_log:log(error, "quic_dist: the identity cannot be renewed "
                               "and stays as it is: ~ts",
                               [quic_dist_log:reason(Reason)]),
-            State#state{made_from = made_from(State)}
+            State#state{made_from = From}
     end.
 
 %% Leaves the identity as it is when nothing that it was made from has changed.
-make_identity(#state{made_from = Before} = State) ->
-    case made_from(State) of
-        Before -> {ok, State};
-        undefined -> {error, no_cookie};
-        _ -> new_identity(State)
+make_identity(State) ->
+    make_identity(made_from(State), State).
+
+make_identity(Before, #state{made_from = Before} = State) -> {ok, State};
+make_identity(undefined, _State) -> {error, no_cookie};
+make_identity(_Other, State) -> new_identity(State).
+
+new_identity(State) ->
+    case quic_dist_trust:read() of
+        {ok, Named} ->
+            %% Of which files it is made is known only now. They are looked at, and
+            %% the cookie, before they are read: what changes while it is made,
+            %% which takes 0.2 s, makes another one afterwards.
+            From = made_from(State#state{trust = Named}),
+            new_identity(From, State);
+        {error, _} = Error ->
+            Error
     end.
 
-new_identity(#state{node = ListenNode} = State) ->
+new_identity(From, #state{node = ListenNode} = State) ->
     case quic_dist_trust:read() of
         {ok, Trust} ->
             Cookie = fun() -> quic_dist_cookies:own(ListenNode) end,
@@ -384,12 +397,11 @@ new_identity(#state{node = ListenNode} = State) ->
                               quic_dist_log:log(warning, "quic_dist: ~ts",
                                                 [Warning])
                       end, Warnings),
-                    %% Of which files it was made is known only now. Passwords go:
-                    %% a crash dump shows what a process has, garbage as well.
-                    NewState = State#state{identity = Identity,
-                                           trust = quic_dist_trust:forget(Trust)},
+                    %% Passwords go: a crash dump shows what a process has, garbage
+                    %% as well.
                     self() ! forget,
-                    {ok, NewState#state{made_from = made_from(NewState)}};
+                    {ok, State#state{identity = Identity, made_from = From,
+                                     trust = quic_dist_trust:forget(Trust)}};
                 {error, Reason} ->
                     {error, Reason}
             end;

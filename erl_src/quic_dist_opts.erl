@@ -62,12 +62,20 @@ limits(Env, SetupTime) ->
         throw:{bad_option, _, _} = Bad -> {error, Bad}
     end.
 
-%% @doc The first and the last UDP port to try; `{0, 0}': any.
+%% @doc The first and the last UDP port to try; `{0, 0}': any. Where `kernel' has
+%% nothing to say, the port that `erlang_quic' is told.
 -spec ports() -> {ok, {inet:port_number(), inet:port_number()}}
                | {error, bad_option()}.
 ports() ->
-    ports(application:get_env(kernel, inet_dist_listen_min),
-          application:get_env(kernel, inet_dist_listen_max)).
+    case application:get_env(kernel, inet_dist_listen_min) of
+        undefined ->
+            case quic_dist_of_quic:port() of
+                {ok, Port} -> {ok, {Port, Port}};
+                {error, _} = Error -> Error
+            end;
+        Min ->
+            ports(Min, application:get_env(kernel, inet_dist_listen_max))
+    end.
 
 %% @doc The same, of given parameters.
 -spec ports({ok, term()} | undefined, {ok, term()} | undefined) ->

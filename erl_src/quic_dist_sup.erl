@@ -26,6 +26,7 @@ start_link(Family) ->
 -spec init(quic_dist_opts:family()) ->
           {ok, {supervisor:sup_flags(), [supervisor:child_spec()]}}.
 init(Family) ->
+    _ = whereis(name(other(Family))) =:= undefined andalso say_passed_over(),
     %% net_sup itself tolerates no restart: a crash of the endpoint server is
     %% to cost the connections, not the node.
     {ok, {#{strategy => one_for_one, intensity => 5, period => 10},
@@ -36,6 +37,16 @@ init(Family) ->
              type => worker,
              modules => [quic_dist_endpoint]}]}}.
 
+say_passed_over() ->
+    Names = quic_dist_of_quic:passed_over(),
+    Names =:= [] orelse
+        quic_dist_log:log(notice, "quic_dist: configured for erlang_quic and "
+                          "without a meaning here (EPMD or -epmd_module tells "
+                          "where nodes are): ~ts", [lists:join(", ", Names)]).
+
 %% Both families may run in one node.
 name(inet) -> quic_dist_sup;
 name(inet6) -> quic6_dist_sup.
+
+other(inet) -> inet6;
+other(inet6) -> inet.

@@ -16,8 +16,9 @@
 %% Works inside `listen/2', at early boot: no file server, nothing loaded.
 -module(quic_dist_trust).
 
--export([read/0, merge/1, names/0, identity/3, forget/1, stamp/1, is_weak/1,
-         allow/0, allows/2, says_it_is/1]).
+-export([read/0, merge/1, names/0, side_names/0, flags/0,
+         identity/3, forget/1, stamp/1, is_weak/1, allow/0, allows/2,
+         says_it_is/1]).
 
 -export_type([trust/0, side/0, allow/0]).
 
@@ -52,6 +53,12 @@
 %% out without a word would be to let in whom it kept out.
 -define(NOT_HERE, [psks, psk_callback, external_psk, auth_callback, cert, key]).
 
+%% -quic_dist_ and these.
+-define(FLAGS, [{cert, certfile}, {certfile, certfile},
+                {key, keyfile}, {keyfile, keyfile},
+                {cacert, cacertfile}, {cacertfile, cacertfile},
+                {verify, verify}]).
+
 %%% Reading
 
 %% @doc The environment's names that are about trust.
@@ -59,6 +66,13 @@
 names() ->
     [allow, server, client | side_names()].
 
+%% @doc What `-quic_dist_' may be followed by, about trust.
+-spec flags() -> [atom()].
+flags() ->
+    [Flag || {Flag, _} <- ?FLAGS].
+
+%% @doc Names of options that are about one role, or both.
+-spec side_names() -> [atom()].
 side_names() ->
     [certfile, cert_file, keyfile, key_file, password, cacertfile, cacert_file,
      verify, depth, crlfile, crl_file, crl_check].
@@ -199,23 +213,13 @@ of_role(Name, Value) ->
 is_of_tls({Name, _}) -> lists:member(Name, ?OF_TLS);
 is_of_tls(_) -> false.
 
-%% The application itself need not be there: what sys.config says of it can be
-%% read when something of its name is loaded.
 of_quic() ->
-    Loaded = application:load(case code:where_is_file("quic.app") of
-                                  non_existing -> {application, quic,
-                                                   [{vsn, "0"}]};
-                                  _ -> quic
-                              end),
-    Dist = application:get_env(quic, dist, []),
-    Options = case Dist of
-                  #{} -> maps:to_list(Dist);
-                  _ when is_list(Dist) -> Dist;
-                  _ -> bad(dist, '...')
-              end,
-    _ = [application:unload(quic) || Loaded =:= ok],
-    lists:append([quic_option(Name, Value) || {Name, Value} <- Options,
-                                              Value =/= undefined]).
+    case quic_dist_of_quic:options() of
+        {ok, Options} -> lists:append([quic_option(Name, Value)
+                                       || {Name, Value} <- Options,
+                                          Value =/= undefined]);
+        error -> bad(dist, '...')
+    end.
 
 quic_option(Name, Value) ->
     case {lists:member(Name, side_names()), lists:member(Name, ?NOT_HERE)} of
@@ -224,16 +228,14 @@ quic_option(Name, Value) ->
         _ -> []
     end.
 
-%% Of `erlang_quic', and more of the kind.
+%% Of `erlang_quic', and more of the kind: `-quic_dist_cert File'.
 of_flags() ->
-    lists:append([flag(Flag, Name)
-                  || {Flag, Name} <- [{quic_dist_cert, certfile},
-                                      {quic_dist_certfile, certfile},
-                                      {quic_dist_key, keyfile},
-                                      {quic_dist_keyfile, keyfile},
-                                      {quic_dist_cacert, cacertfile},
-                                      {quic_dist_cacertfile, cacertfile},
-                                      {quic_dist_verify, verify}]]).
+    _ = [bad(Name, '...') || Name <- ?NOT_HERE -- flags(),
+                             init:get_argument(flag(Name)) =/= error],
+    lists:append([flag(flag(Flag), Name) || {Flag, Name} <- ?FLAGS]).
+
+flag(Name) ->
+    list_to_atom("quic_dist_" ++ atom_to_list(Name)).
 
 flag(Flag, Name) ->
     case init:get_argument(Flag) of
@@ -330,8 +332,9 @@ stamp(#{client := Client, server := Server, optfiles := OptFiles}) ->
                                  Name <- [certfile, keyfile, cacertfile, crlfile],
                                  {ok, File} <- [maps:find(Name, Side)]],
     [case prim_file:read_file_info(File, [{time, posix}]) of
-         {ok, #file_info{size = Size, mtime = Time, inode = Inode}} ->
-             {Size, Time, Inode};
+         {ok, #file_info{size = Size, mtime = Written, ctime = Changed,
+                         inode = Inode}} ->
+             {Size, Written, Changed, Inode};
          {error, Reason} ->
              Reason
      end || File <- lists:usort(Files)].
@@ -482,8 +485,6 @@ named(Name) ->
         _ -> {error, not_in_the_protocol}
     end.
 
+%% Whatever the bytes are: dist_util makes an atom of them by list_to_atom/1.
 utf8(Name) ->
-    case unicode:characters_to_binary(Name) of
-        Name -> Name;
-        _ -> unicode:characters_to_binary(Name, latin1)
-    end.
+    unicode:characters_to_binary(Name, latin1).

@@ -1,27 +1,28 @@
 %% Whom a node takes for whom: sessions that are resumed, the three ways to prove who one is, and who is let in.
 -module(identity_SUITE).
 -include_lib("common_test/include/ct.hrl").
+-include_lib("public_key/include/public_key.hrl").
 
 -export([all/0, suite/0, init_per_suite/1, end_per_suite/1, init_per_testcase/2, end_per_testcase/2]).
 -export([resumed/1, not_with_another_cookie/1, cookies_apart/1, cookie_for_one_node/1, weak_cookies/1,
-         certificate_files/1, by_host/1, options_of_erlang_quic/1, options_of_ssl/1, flags/1, bad_options/1,
-         another_nodes_certificate/1, says_another_name/1, revoked/1, out_of_time/1, renewed/1, verify_none/1,
-         allowed/1, no_secret_is_shown/1]).
+         certificate_files/1, by_host/1, another_nodes_certificate/1, says_another_name/1, out_of_time/1, renewed/1, replaced_twice/1, verify_none/1,
+         allowed/1, allowed_by_host/1, no_secret_is_shown/1, slow_and_not_on_a_scheduler/1]).
+
+-import(quic_dist_test_trust, [ca/1, leaf/2, file/2, names/2, files/3, start_certified/3, start_with/4, start_with/5, quic_dist_env/1,
+                               with_optfile/3, write_term/3, connects/1, refused/2, renewed_identity/1, logged/2, has_logged/2, said/2]).
 
 -define(LIB, quic_dist_test_lib).
 -define(CA, quic_dist_test_ca).
+-define(ENV, fun quic_dist_test_trust:quic_dist_env/1).
 
 suite() -> [{timetrap, {seconds, 120}}].
 
 all() ->
     [resumed, not_with_another_cookie, cookies_apart, cookie_for_one_node, weak_cookies,
-     certificate_files, by_host, options_of_erlang_quic, options_of_ssl, flags, bad_options,
-     another_nodes_certificate, says_another_name, revoked, out_of_time, renewed, verify_none,
-     allowed, no_secret_is_shown].
+     certificate_files, by_host, another_nodes_certificate, says_another_name, out_of_time, renewed, replaced_twice, verify_none,
+     allowed, allowed_by_host, no_secret_is_shown, slow_and_not_on_a_scheduler].
 
-init_per_suite(Config) ->
-    {ok, _} = application:ensure_all_started(public_key),
-    ?LIB:init_suite([{ca, ?CA:authority("test authority")} | Config]).
+init_per_suite(Config) -> quic_dist_test_trust:init_suite(Config).
 end_per_suite(Config) -> ?LIB:end_suite(Config).
 init_per_testcase(Case, Config) -> ?LIB:init_case(Case, [{C, "it is about QUIC's certificates"} || C <- all()], Config).
 end_per_testcase(_Case, Config) -> ?LIB:end_case(Config).
@@ -72,11 +73,6 @@ met(A, B) ->
     NodeB = binary_to_atom(PeerName),
     ok = ?LIB:disconnect(A, B),
     {Resumed, ByA, ByB}.
-
-%% The endpoint looks at the cookie once a second.
-renewed_identity(Nodes) ->
-    [?LIB:wait_until(renewed, fun() -> logged(N, "new connections use a new identity") =:= true end, 5000) || N <- Nodes],
-    ok.
 
 not_with_another_cookie(_Config) ->
     [A, B] = ?LIB:start_all([#{tag => "a"}, #{tag => "b"}]),
@@ -199,7 +195,7 @@ certificate_files(Config) ->
 %% A certificate that names the host, and no node.
 by_host(Config) ->
     Options = fun(Names) -> ?CA:leaf(ca(Config), #{names => Names}) end,
-    [A, B, C] = [start_with(Config, ?LIB:name("h"), Options(Names), fun quic_dist_env/1)
+    [A, B, C] = [start_with(Config, ?LIB:name("h"), Options(Names), ?ENV)
                  || Names <- [[{ip, {127, 0, 0, 1}}], [{dns, "h.example.com"}, {ip, {127, 0, 0, 1}}], [{dns, "localhost"}, {ip, {127, 0, 0, 2}}]]],
     ok = ?LIB:connect(A, B),
     #{peer_name := <<>>, verified := certificate} = ?LIB:connection(A, B),
@@ -208,76 +204,20 @@ by_host(Config) ->
     refused(C, A),
     said(A, "and its certificate is that of localhost, 127.0.0.2").
 
-%% What sys.config has for erlang_quic.
-options_of_erlang_quic(Config) ->
-    Sys = fun(#{cert := Cert, key := Key, ca := Ca, name := Name}) ->
-        Dist = [{cert_file, Cert}, {key_file, list_to_binary(Key)}, {cacert_file, Ca}, {verify, verify_peer},
-                {discovery_module, quic_discovery_static}, {nodes, []}],
-        ["-config", write_term(Config, Name ++ ".config", [{quic, [{dist, Dist}, {dist_port, 4433}]}])]
-    end,
-    connects(start_certified(Config, [ca(Config), ca(Config)], Sys)).
-
-%% What an inet_tls node has.
-options_of_ssl(Config) ->
-    connects(start_certified(Config, [ca(Config), ca(Config)], fun(#{name := Name} = Files) ->
-        [Server, Client] = [ssl_options(Files), ssl_options(Files)],
-        Term = [{server, [{fail_if_no_peer_cert, true}, {secure_renegotiate, true} | Server]}, {client, [{versions, ['tlsv1.3']} | Client]}],
-        ["-ssl_dist_optfile", write_term(Config, Name ++ ".opt", Term)]
-    end)).
-
-ssl_options(#{cert := Cert, key := Key, ca := Ca}) ->
-    [{certfile, Cert}, {keyfile, Key}, {cacertfile, Ca}, {verify, verify_peer}].
-
-flags(Config) ->
-    [A] = start_certified(Config, [ca(Config)], fun(#{cert := Cert, key := Key, ca := Ca}) ->
-        ["-quic_dist_cert", Cert, "-quic_dist_key", Key, "-quic_dist_cacert", Ca]
-    end),
-    [B] = start_certified(Config, [ca(Config)], fun(#{cert := Cert, key := Key, ca := Ca}) ->
-        lists:append([["-quic_dist_opt", Role ++ "certfile", Cert, Role ++ "keyfile", Key, Role ++ "cacertfile", Ca, Role ++ "verify", "verify_peer",
-                       Role ++ "secure_renegotiate", "true"] || Role <- ["server_", "client_"]])
-    end),
-    connects([A, B]).
-
-connects([A, B]) ->
-    ok = ?LIB:connect(A, B),
-    #{verified := certificate} = ?LIB:connection(A, B),
-    #{verified := certificate} = ?LIB:connection(B, A),
-    pong = ?LIB:call(A, net_adm, ping, [?LIB:node(B)]).
-
-%% The node does not start, and says which option it is.
-bad_options(Config) ->
-    #{cert := Cert, key := Key, ca := Ca} = files(Config, "bad@127.0.0.1", leaf(Config, "bad@127.0.0.1")),
-    Encrypted = ?CA:write(file(Config, "bad.enc"), ?CA:key_pem(leaf(Config, "bad@127.0.0.1"), "right")),
-    Lines = [
-        {["-quic_dist_cert", Cert, "-quic_dist_key", Key], "{bad_option,cacertfile,"},
-        {["-quic_dist_cacert", Ca], "{bad_option,certfile,"},
-        {["-quic_dist_cert", Cert, "-quic_dist_key", "/nowhere.pem", "-quic_dist_cacert", Ca], "/nowhere.pem: No such file"},
-        {["-quic_dist_cert", Cert, "-quic_dist_key", Encrypted, "-quic_dist_cacert", Ca], "password"},
-        {["-quic_dist_cert", Cert, "-quic_dist_key", Ca, "-quic_dist_cacert", Ca], "no private key in it"},
-        {["-quic_dist_verify", "verify_maybe"], "{bad_option,verify,"},
-        {["-quic_dist_optfile", "/nowhere.opt"], "/nowhere.opt: enoent"},
-        {["-quic_dist_opt", "server_verify_fun", "x"], "{bad_option,server,"}],
-    Booted = [{Line, ?LIB:boot(#{tag => "bad", args => Args})} || {Args, Line} <- Lines],
-    [] = [{Line, Result} || {Line, Result} <- Booted, not failed_with(Line, Result)],
-    ok.
-
-failed_with(Line, {error, {exit_status, _, Output}}) -> re:run(Output, Line) =/= nomatch;
-failed_with(_, _) -> false.
-
 %% B shows the certificate of C, which is valid. It is refused by those whom it dials and by those who dial it; its own log says why.
 another_nodes_certificate(Config) ->
-    [A] = start_certified(Config, [ca(Config)], fun quic_dist_env/1),
-    B = start_with(Config, ?LIB:name("b"), leaf(Config, "c@127.0.0.1"), fun quic_dist_env/1),
+    [A] = start_certified(Config, [ca(Config)], ?ENV),
+    B = start_with(Config, ?LIB:name("b"), leaf(Config, "c@127.0.0.1"), ?ENV),
     said(B, "this node's certificate is that of c@127.0.0.1, not of"),
     refused(A, B),
     said(A, "the peer's certificate is that of c@127.0.0.1, not of " ++ atom_to_list(?LIB:node(B))),
     says_another_name(A, B).
 
 says_another_name(Config) ->
-    [A] = start_certified(Config, [ca(Config)], fun quic_dist_env/1),
+    [A] = start_certified(Config, [ca(Config)], ?ENV),
     %% On the same host even: what counts is the node.
     Thief = leaf(Config, "thief@127.0.0.1"),
-    B = start_with(Config, ?LIB:name("b"), Thief, fun quic_dist_env/1),
+    B = start_with(Config, ?LIB:name("b"), Thief, ?ENV),
     says_another_name(A, B).
 
 says_another_name(A, B) ->
@@ -285,30 +225,11 @@ says_another_name(A, B) ->
     said(A, "it says that it is " ++ atom_to_list(?LIB:node(B)) ++ ", and its certificate is that of "),
     [] = ?LIB:call(A, erlang, nodes, [connected]).
 
-revoked(Config) ->
-    [NameA, NameB, NameC] = [?LIB:name("r") || _ <- [1, 2, 3]],
-    [LeafA, LeafB, LeafC] = [leaf(Config, N) || N <- [NameA, NameB, NameC]],
-    Crl = ?CA:write(file(Config, "crl.pem"), ?CA:revoked(ca(Config), [LeafC])),
-    Checked = fun(Files) -> quic_dist_env(Files) ++ ["-quic_dist", "crlfile", quoted(Crl), "-quic_dist", "crl_check", "true"] end,
-    A = start_with(Config, NameA, LeafA, Checked),
-    B = start_with(Config, NameB, LeafB, Checked),
-    C = start_with(Config, NameC, LeafC, fun quic_dist_env/1),
-    connects([A, B]),
-    refused(C, A),
-    refused(A, C),
-    said(A, "certificate \\(" ++ NameC ++ "\\): certificate revoked"),
-    %% The list is looked at again when it is written again, and what was verified before does not count any more.
-    ok = ?LIB:disconnect(A, B),
-    ?CA:write(Crl, ?CA:revoked(ca(Config), [LeafC, LeafB])),
-    ok = renewed_identity([A]),
-    refused(B, A),
-    said(A, "certificate \\(" ++ NameB ++ "\\): certificate revoked").
-
 out_of_time(Config) ->
-    [A] = start_certified(Config, [ca(Config)], fun quic_dist_env/1),
+    [A] = start_certified(Config, [ca(Config)], ?ENV),
     [begin
          Name = ?LIB:name("t"),
-         B = start_with(Config, Name, ?CA:leaf(ca(Config), #{names => [{node, Name}], valid => Valid}), fun quic_dist_env/1),
+         B = start_with(Config, Name, ?CA:leaf(ca(Config), #{names => [{node, Name}], valid => Valid}), ?ENV),
          refused(A, B),
          refused(B, A),
          Date = "[A-Z][a-z]{2} [ 0-9]{2} [0-9:]{8} 20[0-9]{2} GMT",
@@ -320,8 +241,8 @@ out_of_time(Config) ->
 %% New files are used for the next connection; half of them are not.
 renewed(Config) ->
     Name = ?LIB:name("b"),
-    [A] = start_certified(Config, [ca(Config)], fun quic_dist_env/1),
-    B = start_with(Config, Name, leaf(Config, "c@127.0.0.1"), fun quic_dist_env/1),
+    [A] = start_certified(Config, [ca(Config)], ?ENV),
+    B = start_with(Config, Name, leaf(Config, "c@127.0.0.1"), ?ENV),
     refused(A, B),
     New = leaf(Config, Name),
     #{cert := Cert, key := Key} = names(Config, Name),
@@ -329,6 +250,22 @@ renewed(Config) ->
     ?LIB:wait_until(said, fun() -> logged(B, "stays as it is: .*the key is not that of the certificate") end, 5000),
     ?CA:write(Key, ?CA:key_pem(New)),
     ok = renewed_identity([B]),
+    connects([A, B]).
+
+%% The second time while an identity is made of the first.
+replaced_twice(Config) ->
+    Name = ?LIB:name("b"),
+    [A] = start_certified(Config, [ca(Config)], ?ENV),
+    Pem = fun(Of) -> Leaf = leaf(Config, Of), [?CA:pem(Leaf), ?CA:key_pem(Leaf)] end,
+    B = start_with(Config, Name, leaf(Config, "c@127.0.0.1"), fun(#{cert := Cert, ca := Ca}) ->
+        ?CA:write(Cert, Pem("c@127.0.0.1")),
+        ["-quic_dist_cert", Cert, "-quic_dist_cacert", Ca]
+    end),
+    #{cert := Cert} = names(Config, Name),
+    {Wrong, Right} = {Pem("d@127.0.0.1"), Pem(Name)},
+    ok = ?LIB:run(B, fun() ->
+        quic_dist_test_trust:while_it_is_made({identity_files, 4}, fun(_) -> ?CA:write(Cert, Wrong) end, fun() -> ?CA:write(Cert, Right) end)
+    end, 60000),
     connects([A, B]).
 
 %% Whoever it is: a certificate of nobody's authority, or none but the cookie's of another cluster.
@@ -379,88 +316,184 @@ allowed(_Config) ->
     said(D, "is that of no node that is allowed"),
     false = has_logged(D, "Connection attempt from").
 
+%% A certificate that is good for a node in the list and for others as well.
+allowed_by_host(Config) ->
+    [NameA, NameB, NameC] = [?LIB:name("l") || _ <- [1, 2, 3]],
+    ByHost = ?CA:leaf(ca(Config), #{names => [{ip, {127, 0, 0, 1}}]}),
+    Allow = fun(Files) -> quic_dist_env(Files) ++ ["-quic_dist_allow", NameB] end,
+    A = start_with(Config, NameA, ByHost, Allow),
+    [B, C] = [start_with(Config, Name, ByHost, ?ENV) || Name <- [NameB, NameC]],
+    ok = ?LIB:connect(B, A),
+    ok = ?LIB:disconnect(B, A),
+    refused(C, A),
+    said(A, NameC ++ " is not allowed"),
+    %% It may name both.
+    D = start_with(Config, ?LIB:name("l"), ByHost, fun(Files) ->
+        quic_dist_env(Files) ++ ["-quic_dist", "allow", "['" ++ NameC ++ "']"]
+    end),
+    ok = ?LIB:kill(B),
+    Both = ?CA:leaf(ca(Config), #{names => [{node, NameB}, {node, NameC}]}),
+    E = start_with(Config, NameB, Both, ?ENV),
+    refused(E, D),
+    said(D, NameB ++ " is not allowed"),
+    ok = ?LIB:connect(E, A),
+    ok = ?LIB:connect(C, D),
+    %% Where nobody is verified there is the name alone.
+    [F, G] = [?LIB:start(#{name => ?LIB:name("l"), args => ["-quic_dist_verify", "verify_none" | Args]}) || Args <- [["-quic_dist_allow", NameB], []]],
+    refused(G, F),
+    said(F, atom_to_list(?LIB:node(G)) ++ " is not allowed").
+
 %%% Secrets
 
+%% Not by the node itself, not in the report of a server that has ended, not in a crash dump. (The cookie is in every dump: `auth' has it, and it
+%% is an atom.)
 no_secret_is_shown(Config) ->
-    Password = "kGh7_pass_phrase_nobody_may_see",
-    Name = ?LIB:name("s"),
-    Leaf = leaf(Config, Name),
-    Dump = file(Config, "dump"),
-    A = start_with(Config, Name, Leaf, fun(Files) -> with_optfile(Config, Files, Password) end,
-                   [{"ERL_CRASH_DUMP", Dump}, {"ERL_CRASH_DUMP_SECONDS", "-1"}]),
-    Info = ?LIB:run(A, fun() ->
-        %% what went is collected
-        timer:sleep(200),
-        io_lib:format("~p ~p ~p", [quic_dist:info(), sys:get_status(quic_dist_endpoint), sys:get_state(quic_dist_endpoint)])
-    end),
-    nomatch = string:find(Info, Password),
-    {ok, _} = ?LIB:call(A, timer, apply_after, [200, erlang, halt, ["test"]]),
-    _ = ?LIB:await_exit(A, 20000),
-    {ok, Text} = file:read_file(Dump),
-    true = byte_size(Text) > 100000,
-    %% A dump has binaries in base 64 and strings as lists of numbers; this one is there.
-    {_, _} = binary:match(Text, base64:encode(list_to_binary(Name))),
-    [nomatch = binary:match(Text, S) || S <- [list_to_binary(Password), base64:encode(list_to_binary(Password))]],
-    [_, Line | _] = binary:split(?CA:key_pem(Leaf), <<"\n">>, [global]),
-    [nomatch = binary:match(Text, S) || S <- [Line, base64:encode(Line)]],
-    nomatch = string:find(?LIB:output(A), Password).
-
-%%% Tools
-
-ca(Config) -> ?config(ca, Config).
-
-leaf(Config, Name) -> ?CA:leaf(ca(Config), #{names => [{node, Name}]}).
-
-file(Config, Name) -> filename:join(?config(priv_dir, Config), Name).
-
-names(Config, Name) ->
-    #{cert => file(Config, Name ++ ".pem"), key => file(Config, Name ++ ".key"), ca => file(Config, "ca.pem"), name => Name}.
-
-files(Config, Name, Leaf) ->
-    #{cert := Cert, key := Key, ca := Ca} = Names = names(Config, Name),
-    ?CA:write(Cert, ?CA:pem(Leaf)),
-    ?CA:write(Key, ?CA:key_pem(Leaf)),
-    %% a file that is written again is read again
-    filelib:is_file(Ca) orelse ?CA:write(Ca, ?CA:pem(ca(Config))),
-    Names#{leaf => Leaf}.
-
-%% A node for each authority, with a certificate in its own name.
-start_certified(Config, Authorities, ToArgs) ->
+    {Password, Cookie} = {"kGh7_pass_phrase_nobody_may_see", "qdt_kq8Tz1Wn4Yb_nobody_may_see"},
+    Start = fun(ToArgs) ->
+        Name = ?LIB:name("s"),
+        #{key := #'ECPrivateKey'{privateKey = Key}} = Leaf = leaf(Config, Name),
+        Lines = [L || L <- binary:split(?CA:key_pem(Leaf), <<"\n">>, [global]), byte_size(L) > 40],
+        Node = start_with(Config, Name, Leaf, ToArgs, [{"ERL_CRASH_DUMP", file(Config, Name ++ ".dump")}, {"ERL_CRASH_DUMP_SECONDS", "-1"}]),
+        {Node, Name, [Key | Lines]}
+    end,
+    Certified = [Start(fun(Files) -> with_optfile(Config, Files, Password) end), Start(?ENV)],
+    C = ?LIB:start(#{tag => "s", cookie => Cookie}),
+    Words = [list_to_binary(Word) || Word <- [Password, Cookie]],
     [begin
-         Name = ?LIB:name("f"),
-         start_with(Config, Name, ?CA:leaf(Ca, #{names => [{node, Name}]}), ToArgs)
-     end || Ca <- Authorities].
+         none_in(what_it_says(Node), Words ++ Keys),
+         ok = ?LIB:call(Node, sys, terminate, [quic_dist_endpoint, {for_a_test, 1}]),
+         said(Node, "for_a_test"),
+         ?LIB:wait_until(listens, fun() -> ?LIB:run(Node, fun listens/0) end, 20000),
+         none_in(what_it_says(Node), Words ++ Keys)
+     end || {Node, _, Keys} <- [{C, none, []} | Certified]],
+    [begin
+         %% What has to be found, as everything may be held by a process.
+         Held = [{Form, crypto:strong_rand_bytes(24)} || Form <- [{base64, 0}, {base64, 1}, {base64, 2}, list]] ++ [{raw, <<"qdt_shown_", (list_to_binary(Name))/binary>>}],
+         _ = ?LIB:run(Node, fun() -> hold(Held) end),
+         {ok, _} = ?LIB:call(Node, timer, apply_after, [200, erlang, halt, ["test"]]),
+         _ = ?LIB:await_exit(Node, 60000),
+         {ok, Text} = file:read_file(file(Config, Name ++ ".dump")),
+         Dump = {Text, lists_in(Text)},
+         [{Form, true} = {Form, lists:member(Form, shown(Secret, Dump))} || {Form, Secret} <- Held],
+         none_in(Dump, [list_to_binary(Password) | Keys]),
+         none_in(?LIB:output(Node), [list_to_binary(Password) | Keys])
+     end || {Node, Name, Keys} <- Certified].
 
-start_with(Config, Name, Leaf, ToArgs) -> start_with(Config, Name, Leaf, ToArgs, []).
+%% A server of that name listens, and has forgotten what it told itself to.
+listens() ->
+    try
+        _ = sys:get_state(quic_dist_endpoint),
+        [] =/= [I || #{mode := listening} = I <- quic_dist_endpoint:info(inet)]
+    catch
+        exit:_ -> false
+    end.
 
-start_with(Config, Name, Leaf, ToArgs, Env) ->
-    ?LIB:start(#{name => Name, args => ToArgs(files(Config, Name, Leaf)), env => Env}).
+what_it_says(Node) ->
+    Said = ?LIB:run(Node, fun() ->
+        [quic_dist:info(), sys:get_status(quic_dist_endpoint), sys:get_state(quic_dist_endpoint)]
+    end),
+    iolist_to_binary([io_lib:format("~0p ~0w", [Said, Said]), ?LIB:output(Node)]).
 
-quic_dist_env(#{cert := Cert, key := Key, ca := Ca}) ->
-    lists:append([["-quic_dist", Option, quoted(File)] || {Option, File} <- [{"certfile", Cert}, {"keyfile", Key}, {"cacertfile", Ca}]]).
+%% In these forms.
+hold(Held) ->
+    Self = self(),
+    Pid = spawn(fun() ->
+        Terms = [case Form of
+                     %% on its heap: OTP 25 leaves others out
+                     {base64, Offset} -> list_to_binary([lists:duplicate(Offset, $x), Secret, $x]);
+                     list -> binary_to_list(Secret);
+                     raw -> binary_to_atom(Secret)
+                 end || {Form, Secret} <- Held],
+        Self ! {self(), holds},
+        receive {show, To} -> To ! Terms end
+    end),
+    receive {Pid, holds} -> Pid end.
 
-quoted(File) -> "\"" ++ File ++ "\"".
+none_in(Text, Secrets) when is_binary(Text) -> none_in({Text, <<>>}, Secrets);
+none_in(Dump, Secrets) ->
+    [] = [{Secret, Forms} || Secret <- Secrets, Forms <- [shown(Secret, Dump)], Forms =/= []].
 
-with_optfile(Config, #{cert := Cert, key := Key, ca := Ca, name := Name, leaf := Leaf}, Password) ->
-    ?CA:write(Key, ?CA:key_pem(Leaf, Password)),
-    Options = [{certfile, Cert}, {keyfile, Key}, {password, Password}, {cacertfile, Ca}, {verify, verify_peer}],
-    ["-quic_dist_optfile", write_term(Config, Name ++ ".opt", [{server, Options}, {client, Options}])].
+%% The forms in which it is to be seen.
+shown(Secret, {Text, Lists}) ->
+    [Form || {Form, Pattern} <- [{raw, Secret}, {hex, binary:encode_hex(Secret)}, {hex, string:lowercase(binary:encode_hex(Secret))},
+                                 {numbers, iolist_to_binary(lists:join(",", [integer_to_list(B) || <<B>> <= Secret]))}
+                                 | [{{base64, O}, in_base64(Secret, O)} || O <- [0, 1, 2]]],
+             binary:match(Text, Pattern) =/= nomatch]
+        ++ [list || binary:match(Lists, Secret) =/= nomatch].
 
-write_term(Config, Name, Term) -> ?CA:write(file(Config, Name), io_lib:format("~p.~n", [Term])).
+%% Without the characters that what is next to it has a part in.
+in_base64(Secret, Offset) ->
+    Encoded = base64:encode(<<0:(8 * Offset), Secret/binary, 0>>),
+    First = (8 * Offset + 5) div 6,
+    binary:part(Encoded, First, 8 * (Offset + byte_size(Secret)) div 6 - First).
 
-refused(A, B) ->
-    false = ?LIB:call(A, net_kernel, connect_node, [?LIB:node(B)]),
-    false = lists:member(?LIB:node(A), ?LIB:call(B, erlang, nodes, [connected])),
-    ok.
+%% A dump has each cell of a list in a line of its own: `Address:lI107|HNext'.
+lists_in(Text) ->
+    {match, Cells} = re:run(Text, "^([0-9A-F]+):lI([0-9]+)\\|(?:H([0-9A-F]+)|N)", [global, multiline, {capture, all_but_first, binary}]),
+    Bytes = maps:from_list([{A, {binary_to_integer(V), Next}} || [A, V | Next] <- Cells, byte_size(V) < 4]),
+    Follow = fun F(A) ->
+        case Bytes of
+            #{A := {V, [Next]}} when V < 256 -> [V | F(Next)];
+            #{A := {V, []}} when V < 256 -> [V];
+            #{} -> []
+        end
+    end,
+    Inner = maps:from_list([{Next, []} || {_, [Next]} <- maps:values(Bytes)]),
+    iolist_to_binary([[Follow(A), "\n"] || A <- maps:keys(Bytes), not is_map_key(A, Inner)]).
 
-logged(Node, Line) -> re:run(?LIB:output(Node), Line) =/= nomatch.
+%% What is slow by intention is slow within bounds, and keeps no scheduler from others.
+slow_and_not_on_a_scheduler(Config) ->
+    Name = ?LIB:name("s"),
+    A = start_with(Config, Name, leaf(Config, Name), ?ENV),
+    #{cert := Cert, key := Key, ca := Ca} = names(Config, Name),
+    Side = #{certfile => list_to_binary(Cert), keyfile => list_to_binary(Key), cacertfile => list_to_binary(Ca), depth => 10},
+    Ways = [{identity_new, [<<"qdt_a_cookie_12345">>, list_to_binary(Name), false]},
+            {identity_files, [<<"qdt_a_cookie_12345">>, list_to_binary(Name), Side, Side]}],
+    [begin
+         {Times, Long} = undisturbed(fun() -> ?LIB:run(A, fun() -> measured(fun() -> {ok, _} = make(Way), ok end, 5) end) end),
+         ct:log("~w: ~w ms of a processor", [Function, Times]),
+         true = lists:nth(3, lists:sort(Times)) =< 500,
+         %% it is what it is for
+         true = hd(lists:sort(Times)) >= 20,
+         [] = Long
+     end || {Function, _} = Way <- Ways],
+    %% Such a message would have come.
+    {_, [_ | _]} = ?LIB:run(A, fun() ->
+        [N, D] = [binary:decode_unsigned(rand:bytes(Size)) || Size <- [160000, 80000]],
+        measured(fun() -> true = N rem D > 0 end, 1)
+    end).
 
-%% Whether it has been logged until now: a node's terminal is read a little later than it is written.
-has_logged(Node, Line) ->
-    Mark = lists:concat(["until now: ", erlang:unique_integer([positive])]),
-    ok = ?LIB:call(Node, logger, notice, [Mark]),
-    said(Node, Mark),
-    logged(Node, Line).
+make({Function, Args}) ->
+    case apply(quic_dist_nif, Function, Args) of
+        {ok, Identity} -> {ok, Identity};
+        {ok, Identity, _} -> {ok, Identity}
+    end.
 
-%% Soon.
-said(Node, Line) -> ?LIB:wait_until({said, Line}, fun() -> logged(Node, Line) end, 5000).
+%% What it takes of a processor, in ms, as others may have the machine as well; and when a scheduler was kept for more than 50.
+measured(Fun, Times) ->
+    Self = self(),
+    _ = erlang:system_monitor(Self, [{long_schedule, 50}]),
+    Took = [begin
+                {Before, _} = statistics(runtime),
+                {Pid, Monitor} = spawn_monitor(Fun),
+                receive {'DOWN', Monitor, process, Pid, normal} -> ok end,
+                {After, _} = statistics(runtime),
+                {Pid, After - Before}
+            end || _ <- lists:seq(1, Times)],
+    %% the message comes before the end of what it is about is known, or soon after
+    timer:sleep(100),
+    _ = erlang:system_monitor(undefined),
+    {[T || {_, T} <- Took], [Info || {Pid, _} <- Took, Info <- long(Pid)]}.
+
+long(Pid) -> receive {monitor, Pid, long_schedule, Info} -> [Info | long(Pid)] after 0 -> [] end.
+
+%% Without a time in which the machine stood still, if there is one.
+undisturbed(Fun) -> undisturbed(Fun, 10).
+
+undisturbed(Fun, Left) ->
+    Since = quic_dist_test_clock:now_ms(),
+    Result = Fun(),
+    case quic_dist_test_clock:stalled(Since) of
+        Stalled when Stalled > 0, Left > 0 -> undisturbed(Fun, Left - 1);
+        _ -> Result
+    end.

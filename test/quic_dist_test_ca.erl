@@ -2,7 +2,7 @@
 -module(quic_dist_test_ca).
 -include_lib("public_key/include/public_key.hrl").
 
--export([authority/1, authority/2, leaf/2, revoked/2, write/2, pem/1, key_pem/1, key_pem/2]).
+-export([authority/1, authority/2, leaf/2, revoked/2, revoked/3, write/2, pem/1, key_pem/1, key_pem/2]).
 
 -export_type([certificate/0]).
 
@@ -62,14 +62,18 @@ rdn(Name) ->
 
 %% The authority's list of these certificates.
 -spec revoked(certificate(), [certificate()]) -> binary().
-revoked(#{name := Name, key := Key}, Certificates) ->
+revoked(Authority, Certificates) -> revoked(Authority, Certificates, 86400).
+
+%% The list is to be replaced after so many seconds.
+-spec revoked(certificate(), [certificate()], integer()) -> binary().
+revoked(#{name := Name, key := Key}, Certificates, Next) ->
     Algorithm = #'AlgorithmIdentifier'{algorithm = ?'ecdsa-with-SHA256', parameters = asn1_NOVALUE},
     Issuer = {rdnSequence, [[#'AttributeTypeAndValue'{
         type = ?'id-at-commonName', value = public_key:der_encode('X520CommonName', {utf8String, list_to_binary(Name)})}]]},
     Entries = [#'TBSCertList_revokedCertificates_SEQOF'{userCertificate = Serial, revocationDate = time(-60), crlEntryExtensions = asn1_NOVALUE}
                || #{serial := Serial} <- Certificates],
     Tbs = #'TBSCertList'{
-        version = v2, signature = Algorithm, issuer = Issuer, thisUpdate = time(-60), nextUpdate = time(86400),
+        version = v2, signature = Algorithm, issuer = Issuer, thisUpdate = time(min(-60, Next - 60)), nextUpdate = time(Next),
         revokedCertificates = case Entries of [] -> asn1_NOVALUE; _ -> Entries end, crlExtensions = asn1_NOVALUE},
     Signature = public_key:sign(public_key:der_encode('TBSCertList', Tbs), sha256, Key),
     Der = public_key:der_encode('CertificateList', #'CertificateList'{tbsCertList = Tbs, signatureAlgorithm = Algorithm, signature = Signature}),

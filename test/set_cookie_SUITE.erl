@@ -5,7 +5,7 @@
 
 -export([all/0, suite/0, init_per_suite/1, end_per_suite/1, init_per_testcase/2, end_per_testcase/2]).
 -export([both_ways/1, before_and_after_an_attempt/1, a_third_for_each_other/1, only_that_node/1, not_by_the_own/1, own_cookie/1,
-         on_the_command_line/1, several/1, sessions/1, not_readable/1]).
+         set_twice/1, on_the_command_line/1, several/1, sessions/1, weak/1, not_readable/1]).
 
 -define(LIB, quic_dist_test_lib).
 -define(OURS, "qdt_cluster_of_a_78").
@@ -17,7 +17,7 @@ suite() -> [{timetrap, {seconds, 60}}].
 
 all() ->
     [both_ways, before_and_after_an_attempt, a_third_for_each_other, only_that_node, not_by_the_own, own_cookie,
-     on_the_command_line, several, sessions, not_readable].
+     set_twice, on_the_command_line, several, sessions, weak, not_readable].
 
 init_per_suite(Config) -> ?LIB:init_suite(Config).
 end_per_suite(Config) -> ?LIB:end_suite(Config).
@@ -115,6 +115,16 @@ own_cookie(_Config) ->
     own(A, ?OURS),
     met(B, A).
 
+%% The second one while an identity is made of the first, which takes 0.2 s. Nothing changes afterwards.
+set_twice(_Config) ->
+    [A, B] = start([?OURS, ?THEIRS]),
+    ok = ?LIB:run(A, fun() ->
+        Set = fun(Cookie) -> true = erlang:set_cookie(list_to_atom(Cookie)) end,
+        quic_dist_test_trust:while_it_is_made({identity_new, 3}, fun(N) -> Set("qdt_first_" ++ integer_to_list(N)) end, fun() -> Set(?THEIRS) end)
+    end, 60000),
+    met(B, A),
+    met(A, B).
+
 on_the_command_line(_Config) ->
     [Name, NameB] = [?LIB:name("s") || _ <- [a, b]],
     A = ?LIB:start(#{name => Name, cookie => ?OURS, args => ["-setcookie", NameB, ?THEIRS | ?ALONE]}),
@@ -151,6 +161,16 @@ sessions(_Config) ->
     %% B has a session and does not know that it is somebody else now.
     set(A, B, ?THEIRS),
     refused(B, A).
+
+%% A cookie for another node is warned about as the own is, when it is set and when it is dialled with.
+weak(_Config) ->
+    [A, B, C] = start([?OURS, ?THEIRS, "secret"]),
+    set(A, B, ?THEIRS),
+    met(B, A),
+    set(A, C, "secret"),
+    said(A, "the cookie that is set for " ++ name(C) ++ " is weak"),
+    met(A, C),
+    false = logged(A, "the cookie that is set for " ++ name(B)).
 
 %% Nothing of another node's cookie is to be seen in the server that has made something of it.
 not_readable(_Config) ->

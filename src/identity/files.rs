@@ -117,14 +117,16 @@ impl NodeIdentity {
     /// with session tickets alone: see [`Tickets`](super::Tickets). As slow as
     /// [`CookieAuthority::derive`](super::CookieAuthority::derive), and for the same reason.
     pub fn read(files: &Files, cookie: &[u8], node_name: &str) -> Result<Self, IdentityError> {
+        // All files before the slow part: those of one moment belong together.
         let server = side(&files.server)?;
+        let client = side(&files.client)?;
         let tickets = match &server.shown {
             Some(shown) => Secret::of_key(&shown.key, &authority::seed(cookie)?[..]),
             None => Secret::random(),
         };
         let identity = NodeIdentity {
             name: node_name.to_owned(),
-            client: side(&files.client)?,
+            client,
             server,
             by: Verified::Certificate,
             tickets: tickets.during("ticket key")?,
