@@ -403,6 +403,7 @@ new_identity(From, #state{node = ListenNode} = State) ->
                     {ok, State#state{identity = Identity, made_from = From,
                                      trust = quic_dist_trust:forget(Trust)}};
                 {error, Reason} ->
+                    self() ! forget,
                     {error, Reason}
             end;
         {error, _} = Error ->

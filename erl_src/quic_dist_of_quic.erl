@@ -27,7 +27,7 @@ env(Name, Default) ->
 options() ->
     case env(dist, []) of
         #{} = Map -> {ok, maps:to_list(Map)};
-        List when is_list(List) -> {ok, [Pair || {_, _} = Pair <- List]};
+        List when length(List) >= 0 -> {ok, [Pair || {_, _} = Pair <- List]};
         _ -> error
     end.
 

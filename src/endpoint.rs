@@ -79,7 +79,7 @@ pub struct Counters {
     pub datagrams_received: AtomicU64,
     /// Datagrams that were for nobody: malformed, too small, for an unknown connection.
     pub dropped_strays: AtomicU64,
-    /// Initials that came while a limit on connections was reached.
+    /// Initials that came while a limit on connections was reached, and handshakes that gave way to others.
     pub dropped_limit: AtomicU64,
     /// Initials that were answered with Retry.
     pub retries: AtomicU64,

@@ -104,8 +104,10 @@ connection_ends(Config) ->
           fun({_, _, Relay, _}) -> quic_dist_relay:set(Relay, #{loss => 1.0, lossy => to_server}) end,
           [{a, [connection_closed | Ticks], 14000}, {b, Ticks, 6000}], Mended, Config).
 
-ended(Fault, {A, B, _, _} = Pair, Break, Watchers, Mend, Config) ->
+ended(Fault, {A, B, _, Talk} = Pair, Break, Watchers, Mend, Config) ->
     Sides = [{case Side of a -> A; b -> B end, Reasons, Within} || {Side, Reasons, Within} <- Watchers],
+    %% their last sign of life is a moment ago
+    ?TALK:resumed(Talk),
     At = quic_dist_test_clock:now_ms(),
     _ = Break(Pair),
     Noticed = noticed([H || {H, _, _} <- Sides], At, #{}),
@@ -252,22 +254,30 @@ socket_errors(Config) ->
     [ok = ?LIB:call(H, ?AGENT, keep_log, []) || H <- [A, B]],
     Sides = [{a, A, B, ?NET:host(Net, b)}, {b, B, A, ?NET:host(Net, a)}],
     Errors = [{"prohibit", "Permission denied"}, {"unreachable", "No route to host"}, {"throw", "Network is unreachable"}],
-    [begin
-         [begin
+    Lasted = [begin
+         Ms = [begin
               Before = send_errors(H),
+              Began = erlang:monotonic_time(millisecond),
               "" = ?NET:ip(Net, Side, ["route add ", Type, " ", To]),
               timer:sleep(1000),
+              ?LIB:wait_until({Type, Side}, fun() -> send_errors(H) > Before end, 10000),
               "" = ?NET:ip(Net, Side, ["route del ", Type, " ", To]),
-              {Type, Side, true} = {Type, Side, send_errors(H) > Before},
+              Millis = erlang:monotonic_time(millisecond) - Began,
               %% until the probe time-out, which has doubled, is behind it: two faults in a row are a longer one
               timer:sleep(1500),
-              ?TALK:resumed(Talk)
+              ?TALK:resumed(Talk),
+              Millis
           end || {Side, H, _, To} <- Sides],
-         [{Type, Side, [_]} = {Type, Side, [L || L <- refusals(H, Other, To), string:find(L, Error) =/= nomatch]} || {Side, H, Other, To} <- Sides],
+         Lines = fun(H, Other, To) -> [L || L <- refusals(H, Other, To), string:find(L, Error) =/= nomatch] end,
+         [begin
+              ?LIB:wait_until({Type, Side}, fun() -> Lines(H, Other, To) =/= [] end, 10000),
+              {Type, Side, [_]} = {Type, Side, Lines(H, Other, To)}
+          end || {Side, H, Other, To} <- Sides],
          %% one line in ten seconds
-         Type =:= "throw" orelse timer:sleep(?TOLD_EVERY_MS)
+         Type =:= "throw" orelse timer:sleep(?TOLD_EVERY_MS),
+         lists:max(Ms)
      end || {Type, Error} <- Errors],
-    finished("the socket says EACCES, EHOSTUNREACH, ENETUNREACH, 1 s each, on each side", 3000, Pair, Config).
+    finished("the socket says EACCES, EHOSTUNREACH, ENETUNREACH, 1 s each, on each side", 2 * lists:max(Lasted) + 1000, Pair, Config).
 
 %% Lines of the log about what the system would not send to the other node.
 refusals(H, Other, To) ->
@@ -299,6 +309,7 @@ refused(Name, Error, Begin, End, Config) ->
          Began = erlang:monotonic_time(millisecond),
          "" = ?NET:sh(Net, Side, Begin),
          timer:sleep(Seconds * 1000),
+         ?LIB:wait_until({Name, Side}, fun() -> send_errors(H) > Before + 2 end, 10000),
          "" = ?NET:sh(Net, Side, End),
          Millis = erlang:monotonic_time(millisecond) - Began,
          timer:sleep(1000),
@@ -312,7 +323,6 @@ refused(Name, Error, Begin, End, Config) ->
          true = string:find(Line, Error) =/= nomatch,
          true = length(More) =< Seconds div 10
      end || {_, H, Other, To} <- Sides],
-    [true = N > 2 || N <- Trains],
     finished(io_lib:format("the socket says ~ts for ~b s on each side (~w and ~w times)", [Name, Seconds | Trains]),
              lists:max(Lasted) + 1000, Pair, Config).
 
@@ -403,11 +413,11 @@ memory_pressure(Config) ->
                 %% it is in there, all of it
                 true = Usage > ?LIB:rss(A) div 2,
                 ok = ?CGROUP:limit(Group, Usage + 8 * ?MIB),
-                0 = ?CGROUP:times(Group),
+                Before = ?CGROUP:times(Group),
                 _ = ?LIB:run(A, fun() -> Hog ! go end),
                 timer:sleep(seconds(3, 20) * 1000),
                 _ = ?LIB:run(A, fun() -> exit(Hog, kill), ok end),
-                Times = ?CGROUP:times(Group),
+                Times = ?CGROUP:times(Group) - Before,
                 true = Times > 0,
                 _ = file:delete(File),
                 ct:log("~.1f MiB used, ~.1f of them resident", [Usage / ?MIB, ?LIB:rss(A) / ?MIB]),

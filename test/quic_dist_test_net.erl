@@ -42,7 +42,7 @@ start() ->
 
 %% The router gives what goes from a to b its own address and a port by chance, and lets in what it has an entry for only, as they do. It takes
 %% `nft' besides.
--spec start_nat() -> net().
+-spec start_nat() -> {ok, net()} | {error, string()}.
 start_nat() ->
     Net = #{names := #{router := Router} = Names} = namespaces([a, b, router]),
     [begin
@@ -55,24 +55,31 @@ start_nat() ->
          "" = ip(Net, Side, ["route add default via ", gateway(Net, Side)])
      end || Side <- [a, b]],
     "" = sh(Net, router, "echo 1 > /proc/sys/net/ipv4/ip_forward"),
-    "" = sh(Net, router, ["nft \"add table ip t; "
+    case sh(Net, router, ["nft \"add table ip t; "
                           "add chain ip t i { type filter hook input priority 0; policy drop; }; "
-                          "add chain ip t n { type nat hook postrouting priority 100; }; add rule ip t n oifname to_b masquerade fully-random\""]),
-    with_epmds(Net).
+                          "add chain ip t n { type nat hook postrouting priority 100; }; add rule ip t n oifname to_b masquerade fully-random\""]) of
+        "" -> {ok, with_epmds(Net)};
+        Said -> stop(Net), {error, Said}
+    end.
 
-%% The NAT forgets whom it knows: its address goes, and with it (as `masquerade' has it) all entries, and comes back.
--spec forget(net()) -> ok.
+%% The NAT forgets whom it knows: its address goes, and with it (as `masquerade' has it) all entries, and comes back. How many milliseconds
+%% that took at most.
+-spec forget(net()) -> non_neg_integer().
 forget(Net) ->
+    Began = erlang:monotonic_time(millisecond),
     Address = [gateway(Net, b), "/24 dev to_b"],
-    "" = ip(Net, router, ["addr del ", Address]),
-    "" = ip(Net, router, ["addr add ", Address]),
-    ok.
+    "" = sh(Net, router, ["ip addr del ", Address, " && ip addr add ", Address]),
+    erlang:monotonic_time(millisecond) - Began.
 
 gateway(Net, Side) -> filename:rootname(host(Net, Side)) ++ ".254".
 
 namespaces(Sides) ->
     Names = maps:from_list([{Side, name(Side)} || Side <- Sides]),
-    [run(["ip netns add ", N]) || N <- maps:values(Names)],
+    [begin
+         %% of a case that could not end
+         _ = os:cmd("ip netns del " ++ N ++ " 2>/dev/null"),
+         run(["ip netns add ", N])
+     end || N <- maps:values(Names)],
     #{number => erlang:phash2({os:getpid(), erlang:unique_integer()}, 250) + 1, names => Names, epmds => []}.
 
 with_epmds(#{names := #{a := A, b := B}} = Net) -> Net#{epmds := [epmd(N) || N <- [A, B]]}.

@@ -68,7 +68,7 @@ connects([A, B]) ->
 
 %% The endpoint looks at the cookie once a second.
 renewed_identity(Nodes) ->
-    [?LIB:wait_until(renewed, fun() -> logged(N, "new connections use a new identity") =:= true end, 5000) || N <- Nodes],
+    [?LIB:wait_until(renewed, fun() -> logged(N, "new connections use a new identity") =:= true end, 20000) || N <- Nodes],
     ok.
 
 refused(A, B) ->
@@ -86,7 +86,7 @@ has_logged(Node, Line) ->
     logged(Node, Line).
 
 %% Soon.
-said(Node, Line) -> ?LIB:wait_until({said, Line}, fun() -> logged(Node, Line) end, 5000).
+said(Node, Line) -> ?LIB:wait_until({said, Line}, fun() -> logged(Node, Line) end, 20000).
 
 %% On a node: First has an identity made, and while that is made, of all that was read for it, there is Second. On a machine that stands still
 %% that may come too late, and then it is tried again.

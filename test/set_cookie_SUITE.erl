@@ -212,4 +212,4 @@ refused(A, B) ->
 
 logged(Node, Line) -> re:run(?LIB:output(Node), Line) =/= nomatch.
 
-said(Node, Line) -> ?LIB:wait_until({said, Line}, fun() -> logged(Node, Line) end, 5000).
+said(Node, Line) -> ?LIB:wait_until({said, Line}, fun() -> logged(Node, Line) end, 20000).

@@ -9,11 +9,11 @@ use super::Connection;
 
 /// Above it, what comes is lost, as where a socket's buffer is full: not the connection.
 ///
-/// A peer of good faith may send as much. It sends as fast as it can from the end of the distribution
-/// handshake on, which for who dials is when it has our last word, while our processor may do something
-/// else for seconds. (Its distribution data alone is no more than the windows of its data streams: 1 MiB
-/// of four, where there are streams of the application's.) So it is not to be cut off; it repeats what
-/// is lost when there is somebody to take it.
+/// A peer of good faith may send as much, if it is the one that was dialled: it sends as fast as it can from
+/// the end of the distribution handshake on, while our processor may do something else for seconds. (Its
+/// distribution data alone is no more than the windows of its data streams: 1 MiB of four, where there are
+/// streams of the application's.) So it is not to be cut off; it repeats what is lost when there is
+/// somebody to take it, which may be as long after that as it was before.
 ///
 /// Nothing is lost that the handshake needs. Who dials begins to send when it has our last word, and so
 /// we have its own. Who is dialled begins when it has said the last word, and if that is lost, it would
@@ -24,6 +24,11 @@ const MOST: u64 = 2 << 20;
 impl Connection {
     /// Only what is the peer's own counts: others may send to our port as well.
     pub(super) fn is_too_early(&self) -> bool {
-        !self.inbound.reads_data && self.quic.stats().recv_bytes > MOST
+        if self.inbound.reads_data {
+            return false;
+        }
+        // Of all that there were; quiche's figure for the connection takes a walk over its streams.
+        let received: u64 = self.quic.path_stats().map(|path| path.recv_bytes).sum();
+        received > MOST
     }
 }

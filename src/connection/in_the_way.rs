@@ -4,27 +4,20 @@
 //! is until it has something to send again, and whatever is behind it is not sent: once nothing is on
 //! its way any more, never.
 //!
-//! Such a stream is out of the way behind all others. Only where all of its data is acknowledged does it
-//! lose nothing there, and once nothing is on its way any more, that is so: what is not acknowledged is
-//! to be sent, or repeated.
+//! Such a stream is out of the way behind all others. It loses nothing there as long as all of its data
+//! is acknowledged; and where that is not so, the rest of it is on its way, and is to be acknowledged or
+//! repeated, and then it is in nobody's way.
 
 use std::time::{Duration, Instant};
 
 use super::Connection;
 
 /// After all others: no stream that has something to say has this urgency.
-const LAST: u8 = 255;
-/// A connection that has something to say is not silent for so long, unless it waits for answers on a
-/// long path, or on a dead one. Then what is done here is for nothing, and does no harm.
-const SILENCE: Duration = Duration::from_millis(200);
-
-/// For how long nothing has been sent.
-#[derive(Debug, Default)]
-pub(super) struct Silence {
-    since: Option<Instant>,
-    /// A packet was made after that.
-    pub broken: bool,
-}
+pub(super) const LAST: u8 = 255;
+/// While there is data that is not acknowledged, so often what may be in its way is put out of it: mostly
+/// for nothing, which does no harm and costs little. No silence tells when it would help: what is before
+/// the obstacle goes on, and so do acknowledgements.
+const EVERY: Duration = Duration::from_millis(200);
 
 impl Connection {
     /// The next packet that quiche makes, if there is one.
@@ -39,31 +32,27 @@ impl Connection {
         packet
     }
 
-    /// The same where there is a timer, which does not tell whether it will help: a path that was left has
-    /// its own, up to minutes long.
+    /// The same where something is on its way still, or a path that was left has a timer, which may be
+    /// minutes long.
     pub(super) fn watch_the_way(&mut self, now: Instant) {
-        let broken = std::mem::take(&mut self.silence.broken);
-        if self.flight.under_way() == 0 {
-            self.silence.since = None;
-        } else if broken || self.silence.since.is_none() {
-            self.silence.since = Some(now);
-        } else if self.silence_deadline().is_some_and(|at| at <= now) {
-            self.silence.since = Some(now);
-            self.clear_the_way();
+        match self.way_deadline() {
+            Some(at) if at > now => return,
+            Some(_) => _ = self.clear_the_way(),
+            None => {}
         }
+        self.clear_at = (self.flight.under_way() > 0).then(|| now + EVERY);
     }
 
     /// When [`Connection::watch_the_way`] wants to be called.
-    pub(super) fn silence_deadline(&self) -> Option<Instant> {
-        let since = self.silence.since.filter(|_| self.flight.under_way() > 0);
-        since.map(|since| since + SILENCE)
+    pub(super) fn way_deadline(&self) -> Option<Instant> {
+        self.clear_at.filter(|_| self.flight.under_way() > 0)
     }
 
     /// All streams of which quiche holds nothing come after those of which it does, until there is
     /// something again. Whether there were any.
     fn clear_the_way(&mut self) -> bool {
         let mut idle = self.outbound.make_last(LAST);
-        idle.extend(self.shared.streams.make_last(LAST));
+        idle.extend(self.shared.streams.make_last());
         for &id in &idle {
             self.prioritise(id, LAST, true);
         }

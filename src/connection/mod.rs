@@ -48,7 +48,6 @@ use crate::sessions::Session;
 use crate::table::random_id;
 use end::Suspicion;
 use flight::{Flight, Pieces};
-use in_the_way::Silence;
 use inbound::Inbound;
 use outbound::Outbound;
 use paths::Paths;
@@ -144,7 +143,8 @@ pub struct Connection {
     /// The peer has dialled, and may not be where it says; none once that is proved.
     unproved: Option<Unproved>,
     answer_at: Option<Instant>,
-    silence: Silence,
+    /// When streams that may be in the way of others are put behind them.
+    clear_at: Option<Instant>,
     /// Something was sent or received since the event thread made its plan.
     active: bool,
     /// There is more to read than one turn's share.
@@ -189,7 +189,7 @@ impl Connection {
             handshake_bytes: 0,
             unproved: (role == Role::Server).then(Unproved::default),
             answer_at: None,
-            silence: Silence::default(),
+            clear_at: None,
             active: false,
             again: false,
             planned: None,
@@ -372,7 +372,7 @@ impl Connection {
             self.paths.deadline(),
             self.search.deadline(),
             self.refusals.deadline(),
-            self.silence_deadline(),
+            self.way_deadline(),
             quic,
         ]
         .into_iter()

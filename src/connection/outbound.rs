@@ -395,20 +395,18 @@ impl Connection {
 
     pub(super) fn write_control(&mut self) {
         while !self.outbound.control.is_empty() {
-            if self.outbound.control_urgency != Some(CONTROL_URGENCY) {
-                // A server cannot open the control stream; its client's hello does.
-                if self.role == Role::Server
-                    && !self.quic.stream_writable(CONTROL, 0).unwrap_or(false)
-                {
-                    return;
-                }
-                self.prioritise(CONTROL, CONTROL_URGENCY, false);
-                self.outbound.control_urgency = Some(CONTROL_URGENCY);
+            // A server cannot open the control stream; its client's hello does.
+            if self.outbound.control_urgency.is_none()
+                && self.role == Role::Server
+                && !self.quic.stream_writable(CONTROL, 0).unwrap_or(false)
+            {
+                return;
             }
             let room = self.room(CONTROL, self.outbound.control.len());
             let Some(piece) = self.outbound.control.take(room) else {
                 return;
             };
+            self.hurry_control();
             let under_way = &self.outbound.control_under_way;
             let counted = self.flight.piece(piece.clone(), under_way);
             match self.quic.stream_send_zc(CONTROL, counted, false) {
@@ -417,6 +415,13 @@ impl Connection {
                 Err(quiche::Error::Done) => return self.outbound.control.put_back(piece),
                 Err(error) => return self.write_failed(CONTROL, error),
             }
+        }
+    }
+
+    fn hurry_control(&mut self) {
+        let told = self.outbound.control_urgency.replace(CONTROL_URGENCY);
+        if told != Some(CONTROL_URGENCY) {
+            self.prioritise(CONTROL, CONTROL_URGENCY, false);
         }
     }
 
@@ -512,9 +517,13 @@ impl Connection {
             return;
         }
         self.outbound.finished = true;
+        // They may have been put last, where an empty end would not be missed.
+        self.hurry_control();
         let mut failed = self.quic.stream_send(CONTROL, &[], true).is_err();
-        for stream in &self.outbound.data {
-            failed |= self.quic.stream_send(stream.id, &[], true).is_err();
+        for index in 0..self.outbound.data.len() {
+            let id = self.outbound.data[index].id;
+            self.prioritise(id, data_urgency(0), true);
+            failed |= self.quic.stream_send(id, &[], true).is_err();
         }
         if failed {
             // The streams are gone: there is nothing to deliver in order.

@@ -228,7 +228,6 @@ impl Connection {
             self.next_packet(&mut out[..room])
         })?;
         self.active = true;
-        self.silence.broken = true;
         let (size, info) = &packet;
         if let Some(unproved) = &mut self.unproved {
             unproved.sent(*size);

@@ -291,9 +291,9 @@ impl Streams {
                 continue;
             };
             stream.scheduled = false;
-            if stream.wants_writing() || stream.told_priority != Some(stream.priority) {
-                let priority =
-                    (stream.told_priority != Some(stream.priority)).then_some(stream.priority);
+            let told = !stream.last && stream.told_priority == Some(stream.priority);
+            if stream.wants_writing() || !told {
+                let priority = (!told).then_some(stream.priority);
                 let under_way = stream.under_way.clone();
                 return Some(Write {
                     id,
@@ -305,16 +305,15 @@ impl Streams {
         None
     }
 
-    /// Those that quiche knows, and of which it holds nothing, are to have this priority there, until more of
-    /// them is written.
-    pub fn make_last(&self, priority: u8) -> Vec<u64> {
+    /// Those that quiche knows, and of which it holds nothing, are to come after all others there, until
+    /// more of them is written.
+    pub fn make_last(&self) -> Vec<u64> {
         let mut table = self.table.lock();
         let idle = table.streams.iter_mut().filter(|(_, stream)| {
-            stream.told_priority.is_some_and(|told| told != priority)
-                && stream.under_way.load(Relaxed) == 0
+            !stream.last && stream.told_priority.is_some() && stream.under_way.load(Relaxed) == 0
         });
         idle.map(|(&id, stream)| {
-            stream.told_priority = Some(priority);
+            stream.last = true;
             id
         })
         .collect()
@@ -324,6 +323,7 @@ impl Streams {
     pub fn prioritised(&self, id: u64, priority: u8) {
         if let Some(stream) = self.table.lock().streams.get_mut(&id) {
             stream.told_priority = Some(priority);
+            stream.last = false;
         }
     }
 

@@ -34,6 +34,8 @@ pub(super) struct Stream {
     pub priority: u8,
     /// What quiche was told; nothing, before it knows the stream.
     pub told_priority: Option<u8>,
+    /// Quiche was told since that it comes after all others.
+    pub last: bool,
     /// Bytes of it that quiche holds.
     pub under_way: Arc<AtomicUsize>,
     /// What waits for QUIC; most of the many streams that may be open have nothing.
@@ -68,6 +70,7 @@ impl Stream {
             uni: !(sends && receives),
             priority,
             told_priority: None,
+            last: false,
             under_way: Arc::default(),
             queue: None,
             sending: if sends { Sending::Open } else { Sending::Done },

@@ -12,7 +12,7 @@ use crate::support::{Node, SECRET, displaced, limits, ping, until};
 fn half_open_connections_are_limited_and_forgotten() {
     let narrow = Limits {
         max_half_open: 4,
-        handshake_timeout: Duration::from_secs(10),
+        handshake_timeout: Duration::from_secs(15),
         ..limits()
     };
     let (a, b) = (Node::open("127.0.0.1:0", &SECRET, narrow), Node::new());

@@ -59,17 +59,16 @@ fn what_is_behind_it_is_sent_at_once() {
 }
 
 #[test]
-fn or_soon_where_something_else_is_on_its_way() {
+fn or_soon_where_something_else_goes_on() {
     let (mut pair, id) = pair();
-    pair.client.connection.tick();
     let start = Instant::now();
     while received(&pair, id) != b"ab" {
+        pair.client.connection.tick();
         to_server(&mut pair);
         assert!(pair.client.connection.quic.timeout().is_some());
         pair.server.work(Instant::now());
         pair.server.datagrams_out();
         assert!(start.elapsed() < PATIENCE, "it is still in the way");
-        let due = pair.client.connection.deadline().unwrap();
-        std::thread::sleep(due.saturating_duration_since(Instant::now()));
+        std::thread::sleep(Duration::from_millis(10));
     }
 }
