@@ -14,23 +14,26 @@
 %% With an authority that has signed all certificates that are not said to be of another.
 init_suite(Config) ->
     {ok, _} = application:ensure_all_started(public_key),
-    ?LIB:init_suite([{ca, ?CA:authority("test authority")} | Config]).
+    Ca = ?CA:authority("test authority"),
+    %% a file that is written again is read again; so it is not by each case
+    ?CA:write(authority_file(Config), ?CA:pem(Ca)),
+    ?LIB:init_suite([{ca, Ca} | Config]).
 
 ca(Config) -> ?config(ca, Config).
 
 leaf(Config, Name) -> ?CA:leaf(ca(Config), #{names => [{node, Name}]}).
 
+authority_file(Config) -> file(Config, "ca.pem").
+
 file(Config, Name) -> filename:join(?config(priv_dir, Config), Name).
 
 names(Config, Name) ->
-    #{cert => file(Config, Name ++ ".pem"), key => file(Config, Name ++ ".key"), ca => file(Config, "ca.pem"), name => Name}.
+    #{cert => file(Config, Name ++ ".pem"), key => file(Config, Name ++ ".key"), ca => authority_file(Config), name => Name}.
 
 files(Config, Name, Leaf) ->
-    #{cert := Cert, key := Key, ca := Ca} = Names = names(Config, Name),
+    #{cert := Cert, key := Key} = Names = names(Config, Name),
     ?CA:write(Cert, ?CA:pem(Leaf)),
     ?CA:write(Key, ?CA:key_pem(Leaf)),
-    %% a file that is written again is read again
-    filelib:is_file(Ca) orelse ?CA:write(Ca, ?CA:pem(ca(Config))),
     Names#{leaf => Leaf}.
 
 %% A node for each authority, with a certificate in its own name.

@@ -248,7 +248,7 @@ impl Connection {
         if let Some(priority) = write.priority {
             // Incremental: streams of one priority take turns. It makes quiche know the stream; its
             // number has been within the peer's limit when it was given.
-            let urgency = priority.min(in_the_way::LAST - 1);
+            let urgency = priority.min(super::in_the_way::LAST - 1);
             let known = self.quic.stream_priority(id, urgency, true);
             if let Err(error) = known {
                 log::debug!("stream {id} cannot be opened: {error}");
