@@ -185,7 +185,8 @@ start_after_boot(_Config) ->
 
 stop_distribution(A, B) ->
     ok = ?LIB:call(A, net_kernel, stop, []),
-    nonode@nohost = ?LIB:node(A),
+    %% the VM takes the name away when net_kernel has ended, which may be a moment after it is known to have
+    ?LIB:wait_until(no_name, fun() -> ?LIB:node(A) =:= nonode@nohost end, 10000),
     ?LIB:await_alone(B).
 
 %%% Nodes started by nodes
