@@ -491,7 +491,8 @@ mod tests {
             while start.elapsed() < SHORT {
                 let mut data = corpus[below(corpus.len())].clone();
                 for _ in 0..below(8) {
-                    if let Some(byte) = data.get_mut(below(data.len())) {
+                    let at = below(data.len());
+                    if let Some(byte) = data.get_mut(at) {
                         *byte = below(256) as u8;
                     }
                 }
