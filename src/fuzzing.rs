@@ -48,7 +48,7 @@ static IDENTITY: LazyLock<NodeIdentity> = LazyLock::new(|| identity(b"fuzz"));
 static OTHER: LazyLock<Arc<NodeIdentity>> = LazyLock::new(|| Arc::new(identity(b"other")));
 static UNKNOWN: LazyLock<NodeIdentity> = LazyLock::new(|| identity(b"unknown"));
 
-static CHOICE: LazyLock<Arc<Choice>> = LazyLock::new(|| {
+fn choice() -> Arc<Choice> {
     let choice = Choice::default();
     let others = vec![("other@192.0.2.9".to_owned(), Some(OTHER.clone()))];
     choice
@@ -56,14 +56,16 @@ static CHOICE: LazyLock<Arc<Choice>> = LazyLock::new(|| {
         .and_then(|()| choice.set_others(others, 0))
         .expect("the cookies can be set");
     Arc::new(choice)
-});
+}
 
 thread_local! {
+    /// What one test asks, another one need not answer.
+    static CHOICE: Arc<Choice> = choice();
     static CONFIGS: RefCell<(quiche::Config, quiche::Config)> = {
         let config = |role| {
             let tls = match role {
                 Role::Client => IDENTITY.client_context(),
-                Role::Server => IDENTITY.server_context_or(&CHOICE),
+                Role::Server => CHOICE.with(|choice| IDENTITY.server_context_or(choice)),
             };
             let tls = tls.expect("a context can be made");
             config::quic(&limits(), role, tls).expect("a configuration can be made")
@@ -111,7 +113,7 @@ impl End {
             quiche::accept_with_buf_factory(&id, None, SERVER, CLIENT, config)
         });
         let mut end = End::of(quic.ok()?, Role::Server, SERVER);
-        end.connection.set_choice(CHOICE.clone());
+        end.connection.set_choice(CHOICE.with(Arc::clone));
         Some(end)
     }
 
@@ -154,8 +156,9 @@ impl End {
             out.extend(bytes.chunks(transmit.segment).map(<[u8]>::to_vec));
         }
         // Who goes by an authority that is not known is held until its next turn.
-        if CHOICE.has_question() {
-            CHOICE.give_up(CHOICE.question());
+        let choice = CHOICE.with(Arc::clone);
+        if choice.has_question() {
+            choice.give_up(choice.question());
         }
         out
     }
