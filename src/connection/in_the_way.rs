@@ -51,7 +51,7 @@ impl Connection {
     /// All streams of which quiche holds nothing come after those of which it does, until there is
     /// something again. Whether there were any.
     fn clear_the_way(&mut self) -> bool {
-        let mut idle = self.outbound.make_last(LAST);
+        let mut idle = self.outbound.make_last();
         idle.extend(self.shared.streams.make_last());
         for &id in &idle {
             self.prioritise(id, LAST, true);

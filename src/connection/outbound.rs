@@ -10,6 +10,7 @@ use std::time::Instant;
 use bytes::{Buf, Bytes};
 
 use super::hello::Hello;
+use super::in_the_way::LAST;
 use super::{Connection, Happening, State};
 use crate::atom_cache::{AtomCache, Longer};
 use crate::batch::{Batch, LOW};
@@ -127,18 +128,18 @@ impl Outbound {
         self.control.len() < MAX_CONTROL_OUT / 2
     }
 
-    /// Those of which quiche holds nothing are to have this urgency, until more of them is written.
-    pub fn make_last(&mut self, urgency: u8) -> Vec<u64> {
+    /// Those of which quiche holds nothing are to come after all others there, until more of them is written.
+    pub fn make_last(&mut self) -> Vec<u64> {
         let control = (CONTROL, &mut self.control_urgency, &self.control_under_way);
         let data = self.data.iter_mut();
         let streams = data.map(|stream| (stream.id, &mut stream.urgency, &stream.under_way));
         streams
             .chain([control])
             .filter(|(_, told, under_way)| {
-                told.is_some_and(|told| told != urgency) && under_way.load(Relaxed) == 0
+                told.is_some_and(|told| told != LAST) && under_way.load(Relaxed) == 0
             })
             .map(|(id, told, _)| {
-                *told = Some(urgency);
+                *told = Some(LAST);
                 id
             })
             .collect()

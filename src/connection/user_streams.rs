@@ -9,6 +9,7 @@ use std::time::Instant;
 use bytes::BufMut;
 
 use super::departing::Departing;
+use super::in_the_way::LAST;
 use super::{Connection, Happening, State};
 use crate::close::code;
 use crate::config::Limits;
@@ -248,7 +249,7 @@ impl Connection {
         if let Some(priority) = write.priority {
             // Incremental: streams of one priority take turns. It makes quiche know the stream; its
             // number has been within the peer's limit when it was given.
-            let urgency = priority.min(super::in_the_way::LAST - 1);
+            let urgency = priority.min(LAST - 1);
             let known = self.quic.stream_priority(id, urgency, true);
             if let Err(error) = known {
                 log::debug!("stream {id} cannot be opened: {error}");

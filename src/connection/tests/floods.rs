@@ -37,14 +37,20 @@ fn ended_by_ids(side: &Side) -> bool {
     )
 }
 
-#[test]
-fn a_peer_has_only_so_many_ids() {
+/// One that has given all ids that it may.
+fn with_all_ids() -> Forger {
     let mut forger = Forger::new(&limits());
     // The first is from the handshake.
     for number in 1..MAX_IDS {
         forger.say(&new_id(number, 0));
     }
     forger.our_turn();
+    forger
+}
+
+#[test]
+fn a_peer_has_only_so_many_ids() {
+    let mut forger = with_all_ids();
     assert_eq!(forger.side.ended(), None);
     forger.say(&new_id(MAX_IDS, 0));
     forger.our_turn();
@@ -92,11 +98,7 @@ fn path_challenges_are_answered_a_few_at_a_time() {
 /// From as many addresses as it likes, with ids for all of them.
 #[test]
 fn a_peer_has_only_so_many_paths() {
-    let mut forger = Forger::new(&limits());
-    for number in 1..MAX_IDS {
-        forger.say(&new_id(number, 0));
-    }
-    forger.our_turn();
+    let mut forger = with_all_ids();
     for port in 1..=100 {
         // A PING, and an address that is not known.
         forger.say_from((CLIENT.ip(), 2000 + port).into(), &[1; 8]);
