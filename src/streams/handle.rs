@@ -171,8 +171,10 @@ impl Handle {
             if stream.sending != Sending::Open {
                 return Err(StreamError::Closed);
             }
-            stream.waiting = stream.queued() >= high;
-            Ok(!stream.waiting)
+            let full = stream.queued() >= high;
+            // Others who wait go on waiting, until the queue is at its low mark.
+            stream.waiting |= full;
+            Ok(!full)
         })?
     }
 
