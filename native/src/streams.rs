@@ -99,7 +99,7 @@ fn stream_await_room<'a>(
     reference: Term<'a>,
 ) -> Term<'a> {
     let waiter = Waiter::new(env.pid(), reference);
-    match connection.owners.await_room(&connection.handle, id, waiter) {
+    match connection.owners.await_room(env, &connection, id, waiter) {
         Ok(true) => atoms::ok().encode(env),
         Ok(false) => atoms::wait().encode(env),
         Err(refusal) => env.error_tuple(refusal),
@@ -127,7 +127,7 @@ fn stream_recv<'a>(
     let waiter = Waiter::new(env.pid(), reference);
     match connection
         .owners
-        .receive(&connection.handle, id, length, waiter)
+        .receive(env, &connection, id, length, waiter)
     {
         Ok(()) => atoms::wait().encode(env),
         Err(refusal) => env.error_tuple(refusal),
