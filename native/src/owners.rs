@@ -376,6 +376,13 @@ impl Owners {
         table.streams.iter().map(owned).collect()
     }
 
+    /// The same of one.
+    pub fn owner(&self, id: u64) -> Option<(LocalPid, Active)> {
+        let table = self.0.lock();
+        let entry = table.streams.get(&id)?;
+        Some((entry.owner, entry.active))
+    }
+
     // What the engine tells, on the event thread
 
     pub fn event(&self, env: &mut OwnedEnv, handle: &Handle, id: u64, event: StreamEvent) {
