@@ -99,7 +99,8 @@ is_node_name(Node) ->
 %% @doc Sets socket options (`net_kernel:setopts/2'), as far as QUIC has them;
 %% and those of a stream: `{active, true | once | N | false}' as with `inet'
 %% (when a count reaches 0: `{quic_dist_stream, StreamRef, passive}'), and
-%% `{priority, 16..255}'.
+%% `{priority, 16..255}'. Of a stream `einval' says that a count would be above
+%% 32767, what is left of the one before included, or that a process is in recv/2,3.
 -spec setopts(term(), [{atom(), term()}]) -> ok | {error, term()}.
 setopts({quic_dist_stream, _, _} = StreamRef, Opts) ->
     with_stream(StreamRef, fun(Conn, Id) ->
@@ -185,8 +186,8 @@ send(StreamRef, Data, Opts) ->
                                    quic_dist_stream:send(Conn, Id, Data, Opts)
                            end).
 
-%% @doc Receives from a passive stream (`{active, false}'): `Length' bytes, or
-%% with 0 what there is. At the end of what the peer sends fewer, then
+%% @doc Receives from a passive stream (`{active, false}'): `Length' bytes (at most
+%% 64 MiB, `einval' beyond), or with 0 what there is. At the end of what the peer sends fewer, then
 %% `{error, closed}'.
 -spec recv(stream_ref(), Length :: non_neg_integer()) ->
           {ok, binary()} | {error, error() | einval | ealready}.
@@ -324,7 +325,7 @@ send_file(StreamRef, Path, Opts, Progress) when is_function(Progress, 2) ->
 %% Waits for data at most `{timeout, Ms}' at a time.
 %%
 %% `{error, eof}': the peer finished before `length'. Whatever the error, what
-%% was received is in the file.
+%% was received is in the file; before anything is, what was in it stays.
 -spec recv_file(stream_ref(), file:name_all(), [quic_dist_file:recv_opt()]) ->
           {ok, Received :: non_neg_integer()}
         | {error, error() | quic_dist_file:error()}.

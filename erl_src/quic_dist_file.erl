@@ -100,7 +100,9 @@ recv(Conn, Id, Path, Opts, Progress) ->
     end.
 
 %% A file that Fun writes from Offset on. What is only known when it is closed
-%% (a network's full disk) is an error as well.
+%% (a network's full disk) is an error as well. What is in the file stays until
+%% there is something in place of it (cut/2): the stream may be one that cannot be
+%% read.
 from(Path, Offset, Fun) ->
     case file:open(Path, [read, write, raw, binary]) of
         {ok, File} ->
@@ -122,16 +124,24 @@ at(File, Offset) ->
         {ok, Size} when Size < Offset ->
             {error, {bad_option, offset, Offset}};
         {ok, _} ->
-            case file:position(File, Offset) of
-                {ok, Offset} -> file:truncate(File);
-                {error, _} = Error -> Error
-            end;
+            ok;
         {error, _} = Error ->
             Error
     end.
 
-recv_pieces(_Conn, _Id, _File, #{length := Done}, Progress, Done) ->
-    _ = Done =:= 0 andalso Progress(0, 0),
+cut(File, Offset) ->
+    case file:position(File, Offset) of
+        {ok, Offset} -> file:truncate(File);
+        {error, _} = Error -> Error
+    end.
+
+recv_pieces(_Conn, _Id, File, #{length := 0, offset := Offset}, Progress, 0) ->
+    _ = Progress(0, 0),
+    case cut(File, Offset) of
+        ok -> {ok, 0};
+        {error, _} = Error -> Error
+    end;
+recv_pieces(_Conn, _Id, _File, #{length := Done}, _Progress, Done) ->
     {ok, Done};
 recv_pieces(Conn, Id, File, #{length := Length, timeout := Timeout} = Set,
             Progress, Done) ->
@@ -140,8 +150,10 @@ recv_pieces(Conn, Id, File, #{length := Length, timeout := Timeout} = Set,
                          _ -> {min(?PIECE, Length - Done), Length}
                      end,
     case quic_dist_stream:recv_piece(Conn, Id, Piece, Timeout) of
+        {ok, <<>>, true} when Length =/= all ->
+            {error, eof};
         {ok, Data, Fin} ->
-            case file:write(File, Data) of
+            case write(File, Data, Set, Done) of
                 ok ->
                     So = Done + byte_size(Data),
                     _ = Progress(So, Total),
@@ -161,6 +173,14 @@ recv_pieces(Conn, Id, File, #{length := Length, timeout := Timeout} = Set,
         {error, _} = Error ->
             Error
     end.
+
+write(File, Data, #{offset := Offset}, 0) ->
+    case cut(File, Offset) of
+        ok -> file:write(File, Data);
+        {error, _} = Error -> Error
+    end;
+write(File, Data, _Set, _Done) ->
+    file:write(File, Data).
 
 %% @doc The SHA-256 of a file's first `Length' bytes, or of all of it.
 -spec sha256(file:name_all(), Length :: non_neg_integer() | all) ->

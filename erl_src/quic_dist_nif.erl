@@ -40,7 +40,7 @@
          stream_recv/4, stream_cancel/3,
          stream_set_active/3, stream_set_priority/3,
          stream_give/2, stream_given/3,
-         stream_accept/3, stream_stop_accepting/2, stream_list/1,
+         stream_accept/3, stream_stop_accepting/2, stream_list/1, stream_info/2,
          datagram_send/2, datagram_accept/2, datagram_stop_accepting/2,
          datagram_size/1]).
 -export([file_open/1, file_close/1, stream_send_file/6,
@@ -58,7 +58,7 @@
        stream_recv/4, stream_cancel/3,
        stream_set_active/3, stream_set_priority/3,
        stream_give/2, stream_given/3,
-       stream_accept/3, stream_stop_accepting/2, stream_list/1,
+       stream_accept/3, stream_stop_accepting/2, stream_list/1, stream_info/2,
        datagram_send/2, datagram_accept/2, datagram_stop_accepting/2,
        datagram_size/1]).
 -nifs([file_open/1, file_close/1, stream_send_file/6,
@@ -349,6 +349,12 @@ stream_stop_accepting(_Conn, _Acceptor) ->
 %% `node' and `ref'.
 -spec stream_list(connection()) -> [map()].
 stream_list(_Conn) ->
+    ?NOT_LOADED.
+
+%% @doc One of them.
+-spec stream_info(connection(), stream_id()) ->
+          {ok, map()} | {error, unknown_stream}.
+stream_info(_Conn, _Id) ->
     ?NOT_LOADED.
 
 %% @doc Queues a datagram. When the queue is full, the oldest in it is lost.

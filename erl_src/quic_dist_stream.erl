@@ -77,6 +77,8 @@
 -define(KEPT, 8192).
 %% What one recv may ask for.
 -define(MAX_RECV, 67108864).
+%% `receive' takes no longer ones (milliseconds; 49 days).
+-define(MAX_WAIT, 16#ffffffff).
 %% RFC 9000, section 16.
 -define(MAX_CODE, 16#3fffffffffffffff).
 
@@ -85,7 +87,7 @@
 %% @doc Opens a stream for `Owner', a process of this node. The peer learns of
 %% it with the first data, or its end.
 -spec open(conn(), pid(), [open_opt()]) -> {ok, id()} | {error, error()}.
-open(_Conn, Owner, _Opts) when node(Owner) =/= node() ->
+open(_Conn, Owner, _Opts) when not is_pid(Owner); node(Owner) =/= node() ->
     bad_option({owner, Owner});
 open(Conn, Owner, Opts) ->
     maybe_options(fun(#{direction := Direction, priority := Priority,
@@ -217,7 +219,7 @@ await(Conn, Id, Ref, Deadline) ->
 deadline(infinity) ->
     infinity;
 deadline(Timeout) ->
-    erlang:monotonic_time(millisecond) + Timeout.
+    erlang:monotonic_time(millisecond) + min(Timeout, ?MAX_WAIT).
 
 remaining(infinity) ->
     infinity;
@@ -239,8 +241,9 @@ reset(_Conn, _Id, Code) ->
     bad_option({code, Code}).
 
 %% @doc Takes what a passive stream has: exactly `Length' bytes (at most
-%% 64 MiB), or with 0 what there is, at least a byte. Fewer than `Length' only
-%% at the end of what the peer sends; after that `{error, closed}'.
+%% 64 MiB, `einval' beyond), or with 0 what there is, at least a byte. Fewer than
+%% `Length' only at the end of what the peer sends; after that `{error, closed}'.
+%% `einval' as well: the stream is not passive. `ealready': somebody else is here.
 -spec recv(conn(), id(), Length :: non_neg_integer(), timeout()) ->
           {ok, binary()}
         | {error, error() | timeout | einval | ealready}.
@@ -267,21 +270,24 @@ recv_piece(Conn, Id, Length, Timeout) ->
         {error, _} = Error -> Error
     end.
 
-%% @doc Sets `active' and `priority'.
+%% @doc Sets `active' and `priority': all of what is given, or nothing. `einval':
+%% a count above 32767 in all, or somebody is in recv/4.
 -spec setopts(conn(), id(), [active_opt() | {priority, priority()}]) ->
-          ok | {error, error()}.
+          ok | {error, error() | einval}.
 setopts(Conn, Id, Opts) ->
-    maybe_options(fun(Set) -> setopts_in_order(Conn, Id, maps:to_list(Set)) end,
-                  Opts, #{}).
+    maybe_options(fun(#{direction := Direction}) ->
+                          bad_option({direction, Direction});
+                     (Set) ->
+                          setopts_in_order(Conn, Id, maps:to_list(Set))
+                  end, Opts, #{}).
 
+%% `active' comes first, the one that can be refused.
 setopts_in_order(Conn, Id, [Opt | Opts]) ->
     Result = case Opt of
                  {active, Active} ->
                      quic_dist_nif:stream_set_active(Conn, Id, Active);
                  {priority, Priority} ->
-                     quic_dist_nif:stream_set_priority(Conn, Id, Priority);
-                 Bad ->
-                     bad_option(Bad)
+                     quic_dist_nif:stream_set_priority(Conn, Id, Priority)
              end,
     case Result of
         ok -> setopts_in_order(Conn, Id, Opts);
@@ -294,16 +300,21 @@ setopts_in_order(_Conn, _Id, []) ->
 -spec getopts(conn(), ref(), [atom()]) ->
           {ok, [{atom(), term()}]} | {error, error()}.
 getopts(Conn, {quic_dist_stream, Node, Id}, Names) ->
-    case [Info || #{stream_id := I} = Info <- list(Conn, Node), I =:= Id] of
-        [Info] -> {ok, [{Name, maps:get(Name, Info)} || Name <- Names,
-                                                        is_map_key(Name, Info)]};
-        [] -> {error, unknown_stream}
+    case quic_dist_nif:stream_info(Conn, Id) of
+        {ok, Found} ->
+            Info = named(Found, Node),
+            {ok, [{Name, maps:get(Name, Info)} || Name <- Names,
+                                                  is_map_key(Name, Info)]};
+        {error, unknown_stream} = Error ->
+            Error
     end.
 
 %% @doc Sets the priority of what is sent from now on.
 -spec set_priority(conn(), id(), priority()) -> ok | {error, error()}.
 set_priority(Conn, Id, Priority) ->
-    setopts(Conn, Id, [{priority, Priority}]).
+    maybe_options(fun(#{priority := Nearest}) ->
+                          quic_dist_nif:stream_set_priority(Conn, Id, Nearest)
+                  end, [{priority, Priority}], #{}).
 
 %% @doc Gives the caller's stream to another process of this node, with what
 %% of it the caller has received and not taken from its mailbox.
@@ -338,7 +349,8 @@ forward(Ref, NewOwner) ->
 %% @doc Adds `Acceptor' to those who take turns in owning the streams that the
 %% peer opens, or changes the mode in which it gets them.
 -spec accept(conn(), pid(), [active_opt()]) -> ok | {error, error()}.
-accept(_Conn, Acceptor, _Opts) when node(Acceptor) =/= node() ->
+accept(_Conn, Acceptor, _Opts)
+  when not is_pid(Acceptor); node(Acceptor) =/= node() ->
     bad_option({owner, Acceptor});
 accept(Conn, Acceptor, Opts) ->
     maybe_options(fun(#{active := Active}) ->
@@ -353,8 +365,10 @@ stop_accepting(Conn, Acceptor) ->
 %% @doc The streams of a connection that have an owner.
 -spec list(conn(), node()) -> [info()].
 list(Conn, Node) ->
-    [Info#{node => Node, ref => {quic_dist_stream, Node, Id}}
-     || #{stream_id := Id} = Info <- quic_dist_nif:stream_list(Conn)].
+    [named(Info, Node) || Info <- quic_dist_nif:stream_list(Conn)].
+
+named(#{stream_id := Id} = Info, Node) ->
+    Info#{node => Node, ref => {quic_dist_stream, Node, Id}}.
 
 %%% Datagrams
 

@@ -9,28 +9,56 @@ use std::collections::VecDeque;
 use bytes::{Bytes, BytesMut};
 
 /// Pieces up to this size are put together: QUIC keeps a list of what it was given, and many tiny
-/// entries cost it more than a copy does.
+/// entries cost it more than a copy does. So it is with what waits here: a byte that is kept for itself
+/// takes a hundred.
 const SMALL: usize = 2048;
 
 /// See the module's documentation.
 #[derive(Debug, Default)]
 pub struct SendQueue {
     chunks: VecDeque<Bytes>,
+    /// What comes after them: small chunks that were put together, while more may be.
+    tail: BytesMut,
     bytes: usize,
 }
 
 impl SendQueue {
     /// Puts a chunk at the end.
     pub fn push(&mut self, chunk: Bytes) {
-        if !chunk.is_empty() {
-            self.bytes += chunk.len();
+        if chunk.is_empty() {
+            return;
+        }
+        self.bytes += chunk.len();
+        let last = match self.chunks.back() {
+            Some(last) if self.tail.is_empty() => last.len(),
+            _ => self.tail.len(),
+        };
+        if last == 0 || last + chunk.len() > SMALL {
+            self.finish_tail();
             self.chunks.push_back(chunk);
+            return;
+        }
+        if self.tail.is_empty()
+            && let Some(last) = self.chunks.pop_back()
+        {
+            self.tail.extend_from_slice(&last);
+        }
+        self.tail.extend_from_slice(&chunk);
+    }
+
+    fn finish_tail(&mut self) {
+        if !self.tail.is_empty() {
+            self.chunks
+                .push_back(std::mem::take(&mut self.tail).freeze());
         }
     }
 
     /// Takes a piece of at most `room` bytes from the front; none when nothing is queued or there is
     /// no room.
     pub fn take(&mut self, room: usize) -> Option<Bytes> {
+        if self.chunks.is_empty() {
+            self.finish_tail();
+        }
         let first = self.chunks.front_mut()?;
         if room == 0 {
             return None;
@@ -113,6 +141,37 @@ mod tests {
             prop_assert_eq!(got, all);
             prop_assert!(queue.take(100).is_none());
         }
+    }
+
+    proptest! {
+        /// However small the chunks are, there are not many more than the bytes need.
+        #[test]
+        fn small_chunks_are_few(
+            lengths in prop::collection::vec(prop_oneof![4 => 1usize..20, 1 => 1usize..5000], 1..500),
+            rooms in prop::collection::vec(0usize..100, 1..10),
+        ) {
+            let mut queue = SendQueue::default();
+            for (length, room) in lengths.iter().zip(rooms.iter().cycle()) {
+                queue.push(vec![0; *length].into());
+                queue.take(*room);
+                let chunks = queue.chunks.len() + usize::from(!queue.tail.is_empty());
+                prop_assert!(chunks <= 2 + 2 * queue.len() / SMALL, "{} of {}", chunks, queue.len());
+            }
+        }
+    }
+
+    /// What is large is kept, not copied.
+    #[test]
+    fn large_chunks_are_the_same_bytes() {
+        let large = Bytes::from(vec![0; 3 * SMALL]);
+        let mut queue = SendQueue::default();
+        queue.push(Bytes::from_static(b"small"));
+        queue.push(large.clone());
+        queue.push(Bytes::from_static(b"small"));
+        queue.push(Bytes::from_static(b"small"));
+        assert_eq!(&queue.take(5).unwrap()[..], b"small");
+        assert_eq!(queue.take(10_000).unwrap().as_ptr(), large.as_ptr());
+        assert_eq!(&queue.take(10_000).unwrap()[..], b"smallsmall");
     }
 
     #[test]

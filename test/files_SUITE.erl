@@ -167,8 +167,13 @@ wrong_files(Config) ->
         {error, timeout} = ?S:call(Peer, fun() -> quic_dist:recv_file(T, From ++ ".2", [{timeout, 100}]) end),
         %% not passive
         {ok, U} = quic_dist:open_stream(NodeB),
-        {error, einval} = quic_dist:recv_file(U, From ++ ".3", []),
+        {error, einval} = quic_dist:recv_file(U, From, []),
         ok = quic_dist:reset_stream(U),
+        receive {quic_dist_stream, U, {reset, 0}} -> ok end,
+        {error, unknown_stream} = quic_dist:recv_file(U, From, [{length, 5}]),
+        {error, timeout} = quic_dist:recv_file(S, From, [{offset, 7}, {timeout, 0}]),
+        %% what is not received does not take the place of what there is
+        1000 = filelib:file_size(From),
         {error, unknown_stream} = quic_dist:send_file(U, From, []),
         {error, not_connected} = quic_dist:send_file({quic_dist_stream, 'nobody@nowhere', 20}, From, []),
         %% no descriptor is left open

@@ -43,6 +43,7 @@ both_ways(_Config) ->
         {quic_dist_stream, T, closed} = ?S:told(Peer, 5000),
         [] = quic_dist:list_streams(B),
         {error, unknown_stream} = quic_dist:send(S, <<"late">>),
+        {error, unknown_stream} = quic_dist:getopts(S, [active]),
         %% the other side's own numbers
         ok = quic_dist:accept_streams(B),
         {ok, {_, _, 17} = U} = ?S:call(Peer, fun() -> quic_dist:open_stream(Me, [{priority, 16}]) end),
@@ -328,6 +329,25 @@ wrong_arguments(_Config) ->
         {error, {bad_option, priority, low}} = quic_dist:set_priority(S, low),
         [{error, {bad_option, code, Code}} = quic_dist:reset_stream(S, Code) || Code <- [-1, 1 bsl 62, x]],
         {error, {bad_option, timeout, -1}} = quic_dist:send(S, <<>>, [{timeout, -1}]),
+        {ok, Controller} = quic_dist:get_controller(B),
+        [begin
+             {error, {bad_option, owner, Owner}} = quic_dist_controller:open_user_stream(Controller, Owner),
+             {error, {bad_option, owner, Owner}} = quic_dist_controller:accept_user_streams(Controller, Owner)
+         end || Owner <- [not_a_pid, make_ref(), erpc:call(B, erlang, self, [])]],
+        %% all of the options or none of them
+        {error, {bad_option, direction, uni}} = quic_dist:setopts(S, [{active, false}, {direction, uni}]),
+        ok = quic_dist:setopts(S, [{active, 32767}]),
+        {error, einval} = quic_dist:setopts(S, [{priority, 20}, {active, 1}]),
+        {ok, [{active, 32767}, {priority, 128}]} = quic_dist:getopts(S, [active, priority]),
+        ok = quic_dist:setopts(S, [{active, false}]),
+        {error, einval} = quic_dist:recv(S, 67108865, 0),
+        %% longer than a process can wait
+        Forever = 1 bsl 40,
+        ok = quic_dist:send(S, <<>>, [{timeout, Forever}]),
+        {Waiting, Monitor} = spawn_monitor(fun() -> quic_dist:recv(S, 1, Forever) end),
+        ok = ?S:wait_for(fun() -> quic_dist:recv(S, 1, 0) =:= {error, ealready} end),
+        exit(Waiting, stop),
+        receive {'DOWN', Monitor, _, _, stop} -> ok end,
         {error, not_connected} = quic_dist:open_stream('nobody@127.0.0.1'),
         {error, not_connected} = quic_dist:open_stream(node()),
         {error, not_connected} = quic_dist:accept_streams('nobody@127.0.0.1'),

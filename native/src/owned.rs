@@ -2,8 +2,8 @@
 //! messages that tell of it. [`crate::owners`] has the table, its lock, and the decisions.
 
 use bytes::Bytes;
-use quic_dist_engine::CloseReason;
 use quic_dist_engine::streams::Demand;
+use quic_dist_engine::{CloseReason, Handle};
 use rustler::{
     Atom, Decoder, Encoder, Env, Error, LocalPid, NifResult, Resource, ResourceArc, Term,
 };
@@ -105,6 +105,26 @@ impl Entry {
             (None, Active::False) => None,
             (None, _) => Some(Demand::Any),
         }
+    }
+
+    /// Whether somebody takes a delivery. One that was on its way before need not be what is asked for
+    /// now.
+    pub fn takes(&self, length: usize, fin: bool) -> bool {
+        match (&self.reader, self.active) {
+            _ if self.giving => false,
+            (Some(reader), _) => match reader.1 {
+                Demand::Any => true,
+                Demand::Exactly(asked) => length == asked || fin && length < asked,
+            },
+            (None, active) => active != Active::False,
+        }
+    }
+
+    /// Nobody waits any more.
+    pub fn withdraw(&mut self, handle: &Handle, id: u64) {
+        self.reader = None;
+        // If the stream has ended meanwhile there is nothing to take back.
+        let _ = handle.demand_stream(id, None);
     }
 
     /// Counts a delivery to the owner. True: the stream has become passive by a count.

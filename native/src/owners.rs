@@ -99,16 +99,19 @@ impl Owners {
         connection: &ResourceArc<ConnectionResource>,
         pid: LocalPid,
     ) -> (MutexGuard<'_, Table>, bool) {
-        let new = self.0.lock().watched.insert(pid);
-        if new && env.monitor(connection, &pid).is_none() {
-            self.down(&connection.handle, pid);
+        let mut table = self.0.lock();
+        if table.watched.insert(pid) {
+            drop(table);
+            if env.monitor(connection, &pid).is_none() {
+                self.down(&connection.handle, pid);
+            }
+            table = self.0.lock();
         }
-        let table = self.0.lock();
         let lives = table.watched.contains(&pid);
         (table, lives)
     }
 
-    /// A process has died: its streams are reset.
+    /// A process has died: its streams are reset, and it waits for nothing any more.
     pub fn down(&self, handle: &Handle, pid: LocalPid) {
         let mut table = self.0.lock();
         table.watched.remove(&pid);
@@ -124,6 +127,9 @@ impl Owners {
         });
         let mut owned = Vec::new();
         for (id, entry) in &mut table.streams {
+            if entry.reader.as_ref().is_some_and(|by| by.0.pid == pid) {
+                entry.withdraw(handle, *id);
+            }
             if entry.owner == pid {
                 entry.giving = false;
                 owned.push(*id);
@@ -210,11 +216,17 @@ impl Owners {
     }
 
     /// Waits for room in a stream's queue. True: there is room.
-    pub fn await_room(&self, handle: &Handle, id: u64, waiter: Waiter) -> Result<bool, Refusal> {
-        let mut table = self.0.lock();
+    pub fn await_room(
+        &self,
+        env: Env,
+        connection: &ResourceArc<ConnectionResource>,
+        id: u64,
+        waiter: Waiter,
+    ) -> Result<bool, Refusal> {
+        let (mut table, lives) = self.watch(env, connection, waiter.pid);
         table.entry(id)?;
-        let room = handle.stream_has_room(id)?;
-        if !room {
+        let room = connection.handle.stream_has_room(id)?;
+        if !room && lives {
             table.writers.entry(id).or_default().push(waiter);
         }
         Ok(room)
@@ -223,12 +235,13 @@ impl Owners {
     /// Waits for data of a passive stream.
     pub fn receive(
         &self,
-        handle: &Handle,
+        env: Env,
+        connection: &ResourceArc<ConnectionResource>,
         id: u64,
         length: usize,
         waiter: Waiter,
     ) -> Result<(), Refusal> {
-        let mut table = self.0.lock();
+        let (mut table, lives) = self.watch(env, connection, waiter.pid);
         let entry = table.entry(id)?;
         if entry.active != Active::False {
             return Err(Refusal::Invalid);
@@ -239,12 +252,15 @@ impl Owners {
         if entry.fin {
             return Err(StreamError::Closed.into());
         }
+        if !lives {
+            return Ok(());
+        }
         let demand = match length {
             0 => Demand::Any,
             length => Demand::Exactly(length),
         };
         entry.reader = Some(Box::new((waiter, demand)));
-        let demanded = handle.demand_stream(id, entry.demand());
+        let demanded = connection.handle.demand_stream(id, entry.demand());
         if demanded.is_err() {
             // It is about to end; who does not wait is not answered.
             entry.reader = None;
@@ -263,9 +279,7 @@ impl Owners {
             .as_ref()
             .is_some_and(|waiting| waiting.0.is(reference))
         {
-            entry.reader = None;
-            // If the stream has ended meanwhile there is nothing to take back.
-            let _ = handle.demand_stream(id, None);
+            entry.withdraw(handle, id);
             return true;
         }
         let Some(writers) = table.writers.get_mut(&id) else {
@@ -362,6 +376,13 @@ impl Owners {
         table.streams.iter().map(owned).collect()
     }
 
+    /// The same of one.
+    pub fn owner(&self, id: u64) -> Option<(LocalPid, Active)> {
+        let table = self.0.lock();
+        let entry = table.streams.get(&id)?;
+        Some((entry.owner, entry.active))
+    }
+
     // What the engine tells, on the event thread
 
     pub fn event(&self, env: &mut OwnedEnv, handle: &Handle, id: u64, event: StreamEvent) {
@@ -421,25 +442,24 @@ impl Owners {
             return;
         };
         let kept = bytes.clone();
-        let taken = match entry.reader.take() {
-            _ if entry.giving => false,
-            Some(reader) => reader
+        let taken = if !entry.takes(bytes.len(), fin) {
+            false
+        } else if let Some(reader) = entry.reader.take() {
+            reader
                 .0
-                .tell(|env| (atoms::ok(), binary(env, bytes), fin).encode(env)),
-            None if entry.active == Active::False => false,
-            None => {
-                // An owner that is dead is about to be noticed.
+                .tell(|env| (atoms::ok(), binary(env, bytes), fin).encode(env))
+        } else {
+            // An owner that is dead is about to be noticed.
+            let _ = env.send_and_clear(&entry.owner, |env| {
+                let data = (atoms::data(), binary(env, bytes), fin).encode(env);
+                message(env, node, id, data)
+            });
+            if entry.delivered() {
                 let _ = env.send_and_clear(&entry.owner, |env| {
-                    let data = (atoms::data(), binary(env, bytes), fin).encode(env);
-                    message(env, node, id, data)
+                    message(env, node, id, atoms::passive().encode(env))
                 });
-                if entry.delivered() {
-                    let _ = env.send_and_clear(&entry.owner, |env| {
-                        message(env, node, id, atoms::passive().encode(env))
-                    });
-                }
-                true
             }
+            true
         };
         if taken {
             entry.fin |= fin;

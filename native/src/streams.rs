@@ -99,7 +99,7 @@ fn stream_await_room<'a>(
     reference: Term<'a>,
 ) -> Term<'a> {
     let waiter = Waiter::new(env.pid(), reference);
-    match connection.owners.await_room(&connection.handle, id, waiter) {
+    match connection.owners.await_room(env, &connection, id, waiter) {
         Ok(true) => atoms::ok().encode(env),
         Ok(false) => atoms::wait().encode(env),
         Err(refusal) => env.error_tuple(refusal),
@@ -127,7 +127,7 @@ fn stream_recv<'a>(
     let waiter = Waiter::new(env.pid(), reference);
     match connection
         .owners
-        .receive(&connection.handle, id, length, waiter)
+        .receive(env, &connection, id, length, waiter)
     {
         Ok(()) => atoms::wait().encode(env),
         Err(refusal) => env.error_tuple(refusal),
@@ -189,28 +189,38 @@ fn stream_list(env: Env<'_>, connection: Connection) -> Vec<Term<'_>> {
     let owners = connection.owners.owners();
     let mut streams = connection.handle.streams_info();
     streams.sort_unstable_by_key(|info| info.id);
-    let fields = |info: StreamInfo| {
-        let (owner, active) = owners.get(&info.id)?;
-        let direction = if info.uni {
-            atoms::uni()
-        } else {
-            atoms::bidi()
-        };
-        Some(terms::map(
-            env,
-            &[
-                (atoms::stream_id(), info.id.encode(env)),
-                (atoms::owner(), owner.encode(env)),
-                (atoms::priority(), info.priority.encode(env)),
-                (atoms::direction(), direction.encode(env)),
-                (atoms::active(), active.encode(env)),
-                (atoms::recv_fin(), info.received.encode(env)),
-                (atoms::send_fin(), info.finished.encode(env)),
-                (atoms::queued(), info.queued.encode(env)),
-            ],
-        ))
+    let owned = |info: StreamInfo| Some(fields(env, &info, *owners.get(&info.id)?));
+    streams.into_iter().filter_map(owned).collect()
+}
+
+#[rustler::nif]
+fn stream_info(env: Env<'_>, connection: Connection, id: u64) -> Term<'_> {
+    let found = connection.handle.stream_info(id);
+    match (found, connection.owners.owner(id)) {
+        (Some(info), Some(owned)) => (atoms::ok(), fields(env, &info, owned)).encode(env),
+        _ => env.error_tuple(atoms::unknown_stream()),
+    }
+}
+
+fn fields<'a>(env: Env<'a>, info: &StreamInfo, (owner, active): (LocalPid, Active)) -> Term<'a> {
+    let direction = if info.uni {
+        atoms::uni()
+    } else {
+        atoms::bidi()
     };
-    streams.into_iter().filter_map(fields).collect()
+    terms::map(
+        env,
+        &[
+            (atoms::stream_id(), info.id.encode(env)),
+            (atoms::owner(), owner.encode(env)),
+            (atoms::priority(), info.priority.encode(env)),
+            (atoms::direction(), direction.encode(env)),
+            (atoms::active(), active.encode(env)),
+            (atoms::recv_fin(), info.received.encode(env)),
+            (atoms::send_fin(), info.finished.encode(env)),
+            (atoms::queued(), info.queued.encode(env)),
+        ],
+    )
 }
 
 #[rustler::nif]

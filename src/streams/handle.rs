@@ -171,8 +171,10 @@ impl Handle {
             if stream.sending != Sending::Open {
                 return Err(StreamError::Closed);
             }
-            stream.waiting = stream.queued() >= high;
-            Ok(!stream.waiting)
+            let full = stream.queued() >= high;
+            // Others who wait go on waiting, until the queue is at its low mark.
+            stream.waiting |= full;
+            Ok(!full)
         })?
     }
 
@@ -249,15 +251,14 @@ impl Handle {
     /// The streams that have not ended.
     pub fn streams_info(&self) -> Vec<StreamInfo> {
         let table = self.streams().table.lock();
-        let info = |(&id, stream): (&u64, &Stream)| StreamInfo {
-            id,
-            uni: stream.uni,
-            priority: stream.priority,
-            received: stream.received,
-            finished: stream.sending != Sending::Open,
-            queued: stream.queued(),
-        };
+        let info = |(&id, stream): (&u64, &Stream)| stream.info(id);
         table.streams.iter().map(info).collect()
+    }
+
+    /// One of them.
+    pub fn stream_info(&self, id: u64) -> Option<StreamInfo> {
+        let table = self.streams().table.lock();
+        table.streams.get(&id).map(|stream| stream.info(id))
     }
 
     /// Queues a datagram (RFC 9221); when the queue is full the oldest is lost.

@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicUsize;
 
 use bytes::{Bytes, BytesMut};
 
-use super::Left;
+use super::{Left, StreamInfo};
 use crate::send_queue::SendQueue;
 
 /// How far the sending side is.
@@ -108,6 +108,18 @@ impl Stream {
     /// Whether there is something to give to quiche.
     pub fn wants_writing(&self) -> bool {
         !self.reset && (self.queued() > 0 || self.sending == Sending::Finishing)
+    }
+
+    /// What people are told of it.
+    pub fn info(&self, id: u64) -> StreamInfo {
+        StreamInfo {
+            id,
+            uni: self.uni,
+            priority: self.priority,
+            received: self.received,
+            finished: self.sending != Sending::Open,
+            queued: self.queued(),
+        }
     }
 
     /// How it is left.

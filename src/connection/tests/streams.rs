@@ -331,6 +331,29 @@ fn a_sender_waits_and_is_told_of_room_once() {
     assert_eq!(handle.stream_has_room(id), Ok(true));
 }
 
+/// Between the marks a second one finds room; the first, who found none, is told all the same.
+#[test]
+fn who_finds_room_does_not_keep_others_waiting() {
+    let pair = Pair::connected(&Limits {
+        user_stream_queue: 100_000,
+        ..with_streams(2)
+    });
+    let id = pair.client.open(false);
+    let handle = &pair.client.handle;
+    let streams = &pair.client.connection.shared.streams;
+    pair.client.put(id, &packet(1, 100_000), false);
+    let drain = |length| {
+        let (piece, _) = streams.take(id, length).unwrap();
+        assert_eq!(piece.len(), length);
+        streams.taken(id, None, false)
+    };
+    assert_eq!(handle.stream_has_room(id), Ok(false));
+    assert!(drain(30_000).is_none());
+    assert_eq!(handle.stream_has_room(id), Ok(true));
+    assert!(matches!(drain(20_000), Some(StreamEvent::Room)));
+    assert!(drain(20_000).is_none(), "once is enough");
+}
+
 /// As `recv` with a length, across what arrives in any pieces; what nobody takes is kept.
 #[test]
 fn exactly_as_much_as_asked_for() {
