@@ -6,7 +6,7 @@
 
 -export([start/1, start_all/1, stop/1, written/1, call/4, call/5, send_call/4, await_call/3, name/1, os_pid/1]).
 -export([start_program/2, stop_program/1, read_line/2]).
--export([cpu_ms/1, resident/1, thread_switches/2]).
+-export([cpu_ms/1, resident/1, switches/1, thread_switches/2]).
 
 -export_type([bench_node/0, options/0]).
 
@@ -173,10 +173,16 @@ resident(#{os_pid := OsPid}) ->
 %% Voluntary context switches of its thread of that name: how often it went to sleep.
 -spec thread_switches(bench_node(), string()) -> non_neg_integer().
 thread_switches(#{os_pid := OsPid}, Name) ->
-    lists:sum([field(filename:join(Task, "status"), "\nvoluntary_ctxt_switches:\\s+(\\d+)")
-               || Task <- filelib:wildcard(proc(OsPid, "task/*")),
-                  {ok, Comm} <- [file:read_file(filename:join(Task, "comm"))],
-                  string:trim(Comm) =:= list_to_binary(Name)]).
+    lists:sum([task_switches(Task) || Task <- filelib:wildcard(proc(OsPid, "task/*")),
+                                      {ok, Comm} <- [file:read_file(filename:join(Task, "comm"))],
+                                      string:trim(Comm) =:= list_to_binary(Name)]).
+
+%% The same of all its threads: whatever went to sleep was woken up.
+-spec switches(bench_node()) -> non_neg_integer().
+switches(#{os_pid := OsPid}) ->
+    lists:sum([task_switches(Task) || Task <- filelib:wildcard(proc(OsPid, "task/*"))]).
+
+task_switches(Task) -> field(filename:join(Task, "status"), "\nvoluntary_ctxt_switches:\\s+(\\d+)").
 
 field(File, Pattern) ->
     {ok, Text} = file:read_file(File),

@@ -24,9 +24,9 @@ row_lines(#{name := Name, title := Title, measures := Measures} = Row, Results) 
     io:format("~ts: ~ts~n", [Name, Title]),
     [begin
          {Head, Tail} = case verdicts(Row, Measure, Carrier, Results) of [] -> {"", []}; [V | Vs] -> {V, Vs} end,
-         io:format("  ~ts ~ts ~ts ~ts~n", [pad([Label, [", " || Unit =/= ""], Unit], 36), pad(Carrier, 26),
+         io:format("  ~ts ~ts ~ts ~ts~n", [pad([Label, [", " || Unit =/= ""], Unit], 40), pad(Carrier, 26),
                                            pad(spread(maps:get({Name, Measure, Carrier}, Results)), 32), verdict(Head)]),
-         [io:format("  ~ts ~ts~n", [pad("", 96), verdict(V)]) || V <- Tail]
+         [io:format("  ~ts ~ts~n", [pad("", 100), verdict(V)]) || V <- Tail]
      end || {Measure, Label, Unit} <- Measures, Carrier <- measured_on(Name, Measure, Results)],
     io:format("~n").
 
@@ -183,12 +183,13 @@ count(Rows, Results) ->
 spread(#{median := Same, min := Same, max := Same}) -> number(Same);
 spread(#{median := Median, min := Min, max := Max}) -> [number(Median), " [", number(Min), " - ", number(Max), "]"].
 
-%% Three digits, more only of whole numbers.
+%% Three digits or so, more only of whole numbers.
 -spec number(number()) -> iolist().
 number(Number) when abs(Number) >= 100 -> grouped(integer_to_list(round(Number)));
 number(Number) when is_integer(Number) -> integer_to_list(Number);
 number(Number) when abs(Number) >= 10 -> io_lib:format("~.1f", [Number]);
-number(Number) -> io_lib:format("~.2f", [Number]).
+number(Number) when abs(Number) >= 0.1; Number == 0 -> io_lib:format("~.2f", [Number]);
+number(Number) -> io_lib:format("~.3f", [Number]).
 
 grouped([$- | Digits]) -> [$- | grouped(Digits)];
 grouped(Digits) ->

@@ -46,7 +46,7 @@ sections() -> ["Latency and calls", "Small messages and terms", "Bulk", "Latency
 all() ->
     [#{name => "pingpong", title => "a 16-byte message there and back, one at a time", section => "Latency and calls", group => pair,
        on => [?EVERY],
-       measures => [{p50, "p50", "us"}, {p99, "p99", "us"} | engine_measures()],
+       measures => [{p50, "p50", "us"}, {p99, "p99", "us"} | costs("message")],
        targets => [{[], p50, at_most, 1.1, {base, inet_tcp}}, {[], p99, at_most, 1.5, {base, inet_tcp}}]},
      erpc("erpc_1", "erpc:call/4, one caller", 0.9),
      erpc("erpc_16", "erpc:call/4, 16 callers", 1.0),
@@ -119,17 +119,17 @@ all() ->
 
 erpc(Name, Title, Factor) ->
     #{name => Name, title => Title, section => "Latency and calls", group => pair, on => [?EVERY],
-      measures => [{rate, "rate", "calls/s"}],
+      measures => [{rate, "rate", "calls/s"} | costs("call")],
       targets => [{[], rate, at_least, Factor, {base, inet_tcp}}]}.
 
 small(Name, Title) ->
     #{name => Name, title => Title, section => "Small messages and terms", group => pair, on => [?EVERY],
-      measures => [{rate, "rate", "messages/s"} | engine_measures()],
+      measures => [{rate, "rate", "messages/s"} | costs("message")],
       targets => [{[], rate, at_least, 1.0, {base, inet_tcp}}]}.
 
 bulk(Name, Title, More) ->
     #{name => Name, title => Title, section => "Bulk", group => bulk, on => [?EVERY, {[quic], ?FULL_PACKETS}],
-      measures => [{rate, "rate", "MB/s"}, {cpu, "CPU of both nodes", "s/GB"}],
+      measures => [{rate, "rate", "MB/s"}, {cpu, "CPU of both nodes", "s/GB"} | tl(costs("message"))],
       targets => [{[], rate, at_least, 0.5, {base, inet_tcp}},
                   {?FULL_PACKETS, rate, at_least, 0.8, {row, "ceiling", rate_1452}},
                   {?FULL_PACKETS, rate, at_least, 10, {base, inet_tls}} | More]}.
@@ -139,8 +139,11 @@ stream(Name, Title) ->
       measures => [{rate, "rate", "MB/s"}],
       targets => [{[], rate, at_least, 0.9, {row, "ceiling", rate}}, {?FULL_PACKETS, rate, at_least, 0.9, {row, "ceiling", rate_1452}}]}.
 
-engine_measures() ->
-    [{wake_ups, "wake-ups per message, both sides", ""}, {calls, "system calls per message, both sides", ""}].
+%% What a message, or a call, costs both nodes together.
+costs(What) ->
+    [{cpu, "CPU per " ++ What, "us"}, {sleeps, "wake-ups per " ++ What ++ ", all threads", ""},
+     {wake_ups, "of the event threads alone", ""}, {calls, "the engine's system calls per " ++ What, ""},
+     {allocations, "its allocations per " ++ What, ""}].
 
 %% The carriers of a row, given those asked for.
 -spec carriers(row(), [quic_dist_bench_carrier:carrier()]) -> [quic_dist_bench_carrier:carrier()].

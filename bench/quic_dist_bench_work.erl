@@ -60,23 +60,26 @@ ms(Seconds) -> round(1000 * Seconds).
 pingpong(#{a := A, b := B} = Pair, Ms) ->
     ok = call(B, start_echo, []),
     _WarmUp = call(A, pingpong, [quic_dist_bench_node:name(B), 500, 1]),
-    Before = engines(Pair),
+    Before = costs(Pair),
     Samples = call(A, pingpong, [quic_dist_bench_node:name(B), 0, Ms]),
-    Engine = per_message(Before, engines(Pair), 2 * (byte_size(Samples) div 8)),
+    Costs = per_message(Before, costs(Pair), 2 * (byte_size(Samples) div 8)),
     ok = call(B, stop, []),
-    #{values => latencies(Samples) ++ Engine, samples => Samples}.
+    #{values => latencies(Samples) ++ Costs, samples => Samples}.
 
 latencies(Samples) ->
     Sorted = quic_dist_bench_stats:samples(Samples),
     [{p50, quic_dist_bench_stats:percentile(0.5, Sorted) / 1000}, {p99, quic_dist_bench_stats:percentile(0.99, Sorted) / 1000},
      {count, tuple_size(Sorted)}].
 
-erpc(#{a := A, b := B}, Callers, Ms) ->
+erpc(#{a := A, b := B} = Pair, Callers, Ms) ->
     ok = call(A, start_erpc, [quic_dist_bench_node:name(B), Callers]),
-    First = call(A, sample_after, [300, 1]),
+    _WarmUp = call(A, sample_after, [300, 1]),
+    Before = costs(Pair),
+    First = call(A, sample, []),
     Last = call(A, sample_after, [Ms, 0]),
+    After = costs(Pair),
     ok = call(A, stop, []),
-    #{values => [{rate, rate(First, Last)}]}.
+    #{values => [{rate, rate(First, Last)} | per_message(Before, After, counted(First, Last))]}.
 
 %% Small messages while others send large ones.
 under_load(#{a := A, b := B} = Pair, What, How, Args) ->
@@ -94,10 +97,10 @@ messages(Pair, Senders, Ms) ->
     ok = start_flow(Pair, Senders, {binary, 100}),
     #{b := B} = Pair,
     _WarmUp = call(B, sample_after, [500, 1]),
-    Before = engines(Pair),
+    Before = costs(Pair),
     First = call(B, sample, []),
     Last = call(B, sample_after, [Ms, 0]),
-    After = engines(Pair),
+    After = costs(Pair),
     ok = stop_flow(Pair),
     #{values => [{rate, rate(First, Last)} | per_message(Before, After, counted(First, Last))]}.
 
@@ -108,16 +111,17 @@ terms(#{b := B} = Pair, Ms) ->
     ok = stop_flow(Pair),
     #{values => [{rate, rate(First, Last)}]}.
 
-bulk(#{a := A, b := B} = Pair, Senders, Size, Ms) ->
+bulk(#{b := B} = Pair, Senders, Size, Ms) ->
     ok = start_flow(Pair, Senders, {binary, Size}),
     First = call(B, sample_after, [400, 1]),
-    CpuFirst = [quic_dist_bench_node:cpu_ms(Node) || Node <- [A, B]],
+    Before = costs(Pair),
     Last = call(B, sample_after, [Ms, maps:get(count, First) + 2]),
-    Cpu = lists:sum([quic_dist_bench_node:cpu_ms(Node) || Node <- [A, B]]) - lists:sum(CpuFirst),
+    After = costs(Pair),
     ok = stop_flow(Pair),
     Rate = bulk_rate(First, Last, Size),
-    Gigabytes = Rate / 1000 * (maps:get(at, Last) - maps:get(at, First)) / 1.0e9,
-    #{values => [{rate, Rate}, {cpu, Cpu / 1000 / Gigabytes}]}.
+    Seconds = (maps:get(at, Last) - maps:get(at, First)) / 1.0e9,
+    {value, {cpu, Cpu}, Others} = lists:keytake(cpu, 1, per_message(Before, After, Rate * 1.0e6 * Seconds / Size)),
+    #{values => [{rate, Rate}, {cpu, Cpu * 1000 / Size} | Others]}.
 
 %%% Streams of the application's own
 
@@ -193,19 +197,26 @@ bulk_rate(#{last := From} = First, #{last := To} = Last, Size) when To > From ->
 bulk_rate(_, _, _) ->
     0.0.
 
-%% Counters of the QUIC engines of both nodes, summed.
-engines(#{a := A, b := B}) ->
-    Both = [call(Node, endpoint, []) || Node <- [A, B]],
-    case Both of
-        [#{wake_ups := _}, #{wake_ups := _}] ->
-            {lists:sum([maps:get(wake_ups, E) || E <- Both]),
-             lists:sum([maps:get(receive_calls, E) + maps:get(send_calls, E) || E <- Both])};
-        _ ->
-            none
-    end.
+%% What both nodes have cost so far: processor time, threads that fell asleep, and by the engine's own counters, where there is one,
+%% its system calls (without those that take a lock or send a message to a process: those are in the threads that fall asleep) and
+%% allocations.
+costs(#{a := A, b := B}) ->
+    [lists:foldl(fun add/2, #{}, [#{cpu => 1000 * quic_dist_bench_node:cpu_ms(Node), sleeps => quic_dist_bench_node:switches(Node)}
+                                  || Node <- [A, B]])
+     | [lists:foldl(fun add/2, #{}, [engine(Info) || Info <- Infos])
+        || Infos <- [[call(Node, endpoint, []) || Node <- [A, B]]], [] =:= [none || none <- [engine(Info) || Info <- Infos]]]].
 
-per_message(none, none, _) -> [];
-per_message({Wakes0, Calls0}, {Wakes, Calls}, Messages) ->
-    [{wake_ups, (Wakes - Wakes0) / Messages}, {calls, (Calls - Calls0) / Messages}].
+engine(#{wake_ups := Wakes, poll_calls := Polls, yields := Yields, receive_calls := Receives, send_calls := Sends,
+         wake_calls := WakeCalls, allocations := Allocations}) ->
+    #{wake_ups => Wakes, calls => Polls + Yields + Receives + Sends + WakeCalls, allocations => Allocations};
+engine(_) ->
+    none.
+
+add(Map, Sum) -> maps:merge_with(fun(_, X, Y) -> X + Y end, Map, Sum).
+
+%% Processor time in microseconds.
+per_message(Before, After, Messages) ->
+    [{Measure, (maps:get(Measure, To) - From) / Messages}
+     || {First, To} <- lists:zip(Before, After), {Measure, From} <- maps:to_list(First)].
 
 call(Node, Function, Args) -> quic_dist_bench_node:call(Node, ?LOAD, Function, Args).
