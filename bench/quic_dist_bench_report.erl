@@ -92,10 +92,17 @@ machine() ->
     Cpu = os:cmd("sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1"),
     [["Machine: ", string:trim(Cpu), ", ", integer_to_list(erlang:system_info(logical_processors)), " cores, Linux ",
       string:trim(os:cmd("uname -r")),
-      ", TCP with ", string:trim(os:cmd("cat /proc/sys/net/ipv4/tcp_congestion_control"))],
+      ", TCP with ", tcp()],
      ["OTP ", erlang:system_info(otp_release), ", ERTS ", erlang:system_info(version), ", ssl ", version(ssl),
       ", quic_dist ", quic_version(), " at commit ", string:trim(os:cmd("git -C '" ++ project() ++ "' describe --always --dirty"))],
      ["Date: ", calendar:system_time_to_rfc3339(erlang:system_time(second), [{offset, "Z"}])]].
+
+tcp() ->
+    case quic_dist_bench_carrier:congestion_control() of
+        {set, Same, Same} -> Same;
+        {set, Name, Otherwise} -> [Name, " (set for the nodes' connections: Linux' default; this machine's is ", Otherwise, ")"];
+        {left, Name} -> [Name, " (this machine's: cubic, Linux' default, cannot be chosen)"]
+    end.
 
 version(App) ->
     _ = application:load(App),
