@@ -3,7 +3,7 @@
 %% A latency is taken on one node with its monotonic clock, in nanoseconds. A rate is counted where messages arrive.
 -module(quic_dist_bench_load).
 
--export([connect/2, disconnect/1, start_receivers/1, start_senders/3, stop/0, sample/0, sample_after/2]).
+-export([connect/2, disconnect/1, resumed/1, start_receivers/1, start_senders/3, stop/0, sample/0, sample_after/2]).
 -export([start_echo/0, pingpong/3, steady/4, start_erpc/2, echo/1]).
 -export([start_sink/1, start_sources/2, start_stream_echo/1, first_bytes/2]).
 -export([endpoint/0, collect_garbage/0, memory/0]).
@@ -36,6 +36,14 @@ connect(Node, Retries) ->
 disconnect(Node) ->
     _ = erlang:disconnect_node(Node),
     await_gone(Node, 200).
+
+%% Whether the connection to Node has resumed a session, by the engine's word.
+-spec resumed(node()) -> boolean() | unknown.
+resumed(Node) ->
+    case erlang:module_loaded(quic_dist_endpoint) andalso quic_dist:info() of
+        #{connections := Connections} -> hd([Resumed || #{node := N, resumed := Resumed} <- Connections, N =:= Node] ++ [unknown]);
+        false -> unknown
+    end.
 
 await_gone(Node, Tries) ->
     case lists:member(Node, nodes(connected)) of

@@ -96,7 +96,9 @@ all() ->
        measures => [{idle_p99, "p99 before", "us"}, {p50, "p50", "us"}, {p99, "p99", "us"}, {ratio, "p99, ratio to before", ""},
                     {rate, "the stream's rate", "MB/s"}],
        targets => [{[], ratio, at_most, 2, number}]},
-     #{name => "connect", title => "net_kernel:connect_node/1, all code loaded before", section => "Connections", group => connect,
+     #{name => "connect", title => "net_kernel:connect_node/1, all code loaded before; QUIC's first by a full handshake, those after it resumed, which "
+                                     "is checked",
+       section => "Connections", group => connect,
        on => [?EVERY],
        measures => [{full, "first time", "ms"}, {again, "again after disconnect_node", "ms"}],
        targets => [{[], full, at_most, 1.0, {base, inet_tls}}, {[], again, at_most, 0.5, {base, inet_tls}}]},
