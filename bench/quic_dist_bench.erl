@@ -59,16 +59,10 @@ options([], #{carriers := Carriers, builds := Builds} = O) ->
 %% A full run, whose result may be published, is one without a choice.
 settings(#{rows := Names, quick := Quick, write := Write, runs := Runs, full := DefaultCarriers} = Options) ->
     Rows = [quic_dist_bench_rows:row(Name) || Name <- case Names of [] -> quic_dist_bench_rows:names(); _ -> Names end],
-    %% what a target compares with is measured too
-    Needed = [quic_dist_bench_rows:row("ceiling") || not lists:member("ceiling", Names), Names =/= [],
-                                                     lists:any(fun needs_ceiling/1, Rows)],
-    Options#{rows := Rows ++ Needed,
+    Options#{rows := Rows,
              runs := case Quick of true -> 1; false -> Runs end,
              write := Write orelse (Names =:= [] andalso not Quick andalso DefaultCarriers),
              seconds => case Quick of true -> 0.7; false -> 2.0 end}.
-
-needs_ceiling(#{targets := Targets}) ->
-    lists:any(fun({_, _, _, _, Peer}) -> is_tuple(Peer) andalso element(1, Peer) =:= row end, Targets).
 
 -spec run(settings()) -> ok.
 run(#{rows := Rows0, carriers := Carriers, runs := Runs} = Settings) ->
@@ -118,7 +112,7 @@ group(bulk, Run, Rows, Settings) ->
     lists:append([on_pairs({#{}, #{}}, Run, [Row], Settings) || Row <- Rows]);
 group(_, Run, Rows, Settings) ->
     lists:append([in_turn(Run, Carrier, [Row], Settings, fun() -> [alone(Row, Carrier, Settings)] end)
-                  || {Row, Carriers} <- Rows, Carrier <- Carriers]).
+                  || {Row, Carriers} <- Rows, Carrier <- rotated(Run, Carriers)]).
 
 on_link(Name, Options, Run, Rows, Settings) ->
     Link = quic_dist_bench_link:start(Name, Options),
@@ -133,13 +127,23 @@ on_pairs(Places, Run, Rows, #{seconds := Seconds} = Settings) ->
            Of = [Row || {Row, On} <- Rows, lists:member(Carrier, On)],
            in_turn(Run, Carrier, Of, Settings,
                    fun() ->
-                       Pair = quic_dist_bench_work:start_pair(Carrier, Places),
-                       Outcomes = [measured(Row, Carrier, fun() -> quic_dist_bench_work:measure(Name, Pair, Seconds) end)
-                                   || #{name := Name} = Row <- Of],
-                       ok = quic_dist_bench_work:stop_pair(Pair),
-                       Outcomes
+                       case quic_dist_bench_carrier:is_ceiling(Carrier) of
+                           true -> [measured(Row, Carrier, fun() -> quic_dist_bench_cost:ceiling(Carrier, Seconds) end) || Row <- Of];
+                           false -> on_pair(Carrier, Places, Of, Seconds)
+                       end
                    end)
-       end || Carrier <- in_order(Rows)]).
+       end || Carrier <- rotated(Run, in_order(Rows))]).
+
+on_pair(Carrier, Places, Rows, Seconds) ->
+    Pair = quic_dist_bench_work:start_pair(Carrier, Places),
+    Outcomes = [measured(Row, Carrier, fun() -> quic_dist_bench_work:measure(Name, Pair, Seconds) end) || #{name := Name} = Row <- Rows],
+    ok = quic_dist_bench_work:stop_pair(Pair),
+    Outcomes.
+
+%% Each run begins with another carrier: what comes first may find the machine in another state.
+rotated(Run, Carriers) ->
+    {Head, Tail} = lists:split((Run - 1) rem length(Carriers), Carriers),
+    Tail ++ Head.
 
 %% All carriers of some rows, each once.
 in_order(Rows) ->
@@ -150,7 +154,7 @@ alone(#{group := connect} = Row, Carrier, #{quick := Quick}) ->
     Fresh = case Quick of true -> 2; false -> 4 end,
     measured(Row, Carrier, fun() -> quic_dist_bench_cost:connect(Carrier, Fresh) end);
 alone(#{group := memory} = Row, Carrier, #{quick := Quick}) ->
-    Steps = [{1, [rss_1]}, {10, [rss_10]} | [{100, [rss_100, vm_100]} || not Quick]],
+    Steps = [{1, [rss_1], [in_1]}, {10, [rss_10], [in_10]} | [{100, [rss_100, vm_100], [in_100, vm_in_100]} || not Quick]],
     measured(Row, Carrier, fun() -> quic_dist_bench_cost:memory(Carrier, Steps) end);
 alone(#{group := idle} = Row, Carrier, _) ->
     measured(Row, Carrier, fun() -> quic_dist_bench_cost:idle(Carrier) end);

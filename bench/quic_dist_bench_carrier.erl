@@ -1,8 +1,8 @@
 %% Carriers by name: inet_tcp, inet_tls, quic, quic:EBIN (another build of quic_dist), each quic one with any number of +KEY=VALUE
-%% (`-quic_dist KEY VALUE'). The name `ceiling' stands for the engine alone, without nodes.
+%% (`-quic_dist KEY VALUE'). The name `ceiling' stands for the engine alone, without nodes; it may have a +max_udp_payload.
 -module(quic_dist_bench_carrier).
 
--export([parse/1, args/1, label/1, is_quic/1, with/2, options/1, plain/1, congestion_control/0]).
+-export([parse/1, args/1, label/1, is_quic/1, ceiling/1, is_ceiling/1, with/2, options/1, plain/1, congestion_control/0]).
 
 -export_type([carrier/0, option/0]).
 
@@ -12,7 +12,11 @@
 -spec parse(string()) -> {ok, carrier()} | error.
 parse("inet_tcp") -> {ok, #{base => inet_tcp, options => []}};
 parse("inet_tls") -> {ok, #{base => inet_tls, options => []}};
-parse("ceiling") -> {ok, #{base => ceiling, options => []}};
+parse("ceiling" ++ Rest) ->
+    case string:split(Rest, "+", all) of
+        ["" | Options] -> parse_options(Options, ceiling([]));
+        _ -> error
+    end;
 parse("quic" ++ Rest) ->
     case string:split(Rest, "+", all) of
         ["" | Options] -> parse_options(Options, #{base => quic});
@@ -28,6 +32,10 @@ parse_options(Texts, Carrier) ->
         false -> error
     end.
 
+%% The engine alone.
+-spec ceiling([option()]) -> carrier().
+ceiling(Options) -> #{base => ceiling, options => Options}.
+
 %% The same carrier with more options.
 -spec with(carrier(), [option()]) -> carrier().
 with(#{options := Options} = Carrier, More) ->
@@ -38,6 +46,9 @@ options(#{options := Options}) -> Options.
 
 -spec is_quic(carrier()) -> boolean().
 is_quic(#{base := Base}) -> Base =:= quic.
+
+-spec is_ceiling(carrier()) -> boolean().
+is_ceiling(#{base := Base}) -> Base =:= ceiling.
 
 %% Without options.
 -spec plain(carrier()) -> carrier().

@@ -9,7 +9,7 @@
 -define(RIGHT, 840).
 -define(TOP, 78).
 -define(BOTTOM, 340).
--define(COLORS, {"#4878a8", "#d98c3f", "#3f9e5f", "#8e5ea2", "#b5504d", "#5f9ea0", "#777777"}).
+-define(COLORS, {"#4878a8", "#d98c3f", "#3f9e5f", "#8e5ea2", "#b5504d", "#5f9ea0", "#777777", "#b8b03a"}).
 
 %% A bar from the axis to the median, a whisker from the smallest to the largest value.
 %% Names are those of all plots: a name has the same colour in each.
