@@ -3,7 +3,7 @@
 %% A latency is taken on one node with its monotonic clock, in nanoseconds. A rate is counted where messages arrive.
 -module(quic_dist_bench_load).
 
--export([connect/2, disconnect/1, resumed/1, start_receivers/1, start_senders/3, stop/0, sample/0, sample_after/2]).
+-export([connect/2, disconnect/1, resumed/1, start_receivers/1, start_senders/3, start_sender/3, stop/0, sample/0, sample_after/2]).
 -export([start_echo/0, pingpong/3, steady/4, start_erpc/2, echo/1]).
 -export([start_sink/1, start_sources/2, start_stream_echo/1, first_bytes/2]).
 -export([endpoint/0, collect_garbage/0, memory/0, loaded/0, load_code/1, start_ticks/0, ticks/0]).
@@ -88,6 +88,12 @@ start_senders(Node, N, {answered, Size}) ->
 start_senders(Node, N, What) ->
     Message = message(What),
     started([spawn(fun() -> send_all({name(I), Node}, Message) end) || I <- lists:seq(1, N)]).
+
+%% One process that sends What to a receiver on Node until stop/0.
+-spec start_sender(node(), pos_integer(), {binary, pos_integer()}) -> ok.
+start_sender(Node, Receiver, What) ->
+    Message = message(What),
+    started([spawn(fun() -> send_all({name(Receiver), Node}, Message) end)]).
 
 send_all(To, Message) ->
     To ! Message,

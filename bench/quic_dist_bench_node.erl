@@ -6,7 +6,7 @@
 
 -export([start/1, start_all/1, stop/1, written/1, call/4, call/5, send_call/4, await_call/3, name/1, os_pid/1]).
 -export([start_program/2, stop_program/1, read_line/2]).
--export([cpu_ms/1, resident/1, switches/1, thread_switches/2]).
+-export([cpu_ms/1, thread_cpu_ms/2, resident/1, switches/1, thread_switches/2]).
 
 -export_type([bench_node/0, options/0]).
 
@@ -159,8 +159,15 @@ read_line(Port, Timeout) ->
 
 %% CPU time of all its threads, user and system, in milliseconds. The kernel counts in ticks of 10 ms.
 -spec cpu_ms(bench_node()) -> non_neg_integer().
-cpu_ms(#{os_pid := OsPid}) ->
-    {ok, Stat} = file:read_file(proc(OsPid, "stat")),
+cpu_ms(#{os_pid := OsPid}) -> cpu_ms_of(proc(OsPid, "stat")).
+
+%% The same of its thread of that name.
+-spec thread_cpu_ms(bench_node(), string()) -> non_neg_integer().
+thread_cpu_ms(Node, Name) ->
+    lists:sum([cpu_ms_of(filename:join(Task, "stat")) || Task <- tasks(Node, Name)]).
+
+cpu_ms_of(File) ->
+    {ok, Stat} = file:read_file(File),
     [_, Rest] = string:split(Stat, ") ", trailing),
     Fields = string:lexemes(Rest, " "),
     10 * (binary_to_integer(lists:nth(12, Fields)) + binary_to_integer(lists:nth(13, Fields))).
@@ -172,10 +179,12 @@ resident(#{os_pid := OsPid}) ->
 
 %% Voluntary context switches of its thread of that name: how often it went to sleep.
 -spec thread_switches(bench_node(), string()) -> non_neg_integer().
-thread_switches(#{os_pid := OsPid}, Name) ->
-    lists:sum([task_switches(Task) || Task <- filelib:wildcard(proc(OsPid, "task/*")),
-                                      {ok, Comm} <- [file:read_file(filename:join(Task, "comm"))],
-                                      string:trim(Comm) =:= list_to_binary(Name)]).
+thread_switches(Node, Name) ->
+    lists:sum([task_switches(Task) || Task <- tasks(Node, Name)]).
+
+tasks(#{os_pid := OsPid}, Name) ->
+    [Task || Task <- filelib:wildcard(proc(OsPid, "task/*")),
+             {ok, Comm} <- [file:read_file(filename:join(Task, "comm"))], string:trim(Comm) =:= list_to_binary(Name)].
 
 %% The same of all its threads: whatever went to sleep was woken up.
 -spec switches(bench_node()) -> non_neg_integer().

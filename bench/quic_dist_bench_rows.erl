@@ -18,7 +18,7 @@
     name := string(),
     title := string(),
     section := string(),
-    group := pair | bulk | path | loss | ceiling | connect | memory | idle,   %% what the row needs to run
+    group := pair | bulk | many | path | loss | ceiling | connect | memory | idle,   %% what the row needs to run
     on := [{[atom()], [quic_dist_bench_carrier:option()]}],            %% which of the carriers asked for, with which options
     measures := [measure()],
     targets := [target()],
@@ -65,6 +65,11 @@ all() ->
        on => [{[inet_tcp, quic], []}],
        measures => [{rate, "rate", "MB/s"}],
        targets => [{[], rate, at_least, 0.5, {base, inet_tcp}}]},
+     #{name => "many", title => "64 KiB messages of 4 nodes, one sender each, into one node at once", section => "Bulk", group => many,
+       on => [{[inet_tcp, quic], []}],
+       measures => [{rate, "rates together", "MB/s"}, {cpu, "CPU of all nodes", "s/GB"},
+                    {thread, "receiving event thread", "% of a processor"}],
+       targets => []},
      #{name => "load", title => "ping-pong while two processes send 1 MiB messages", section => "Latency under load", group => bulk,
        on => [{[inet_tcp, quic], []}],
        measures => [{p50, "p50", "us"}, {p99, "p99", "us"}, {rate, "bulk rate", "MB/s"}],

@@ -1,9 +1,9 @@
-%% How the rows are measured that need two connected nodes: one run of one row on one pair.
+%% How the rows are measured that need connected nodes: one run of one row, on one pair if it is not `many'.
 %%
 %% A measurement is bounded by time, not by bytes: a slow carrier must not take minutes. What it sent first is not counted.
 -module(quic_dist_bench_work).
 
--export([start_pair/2, stop_pair/1, measure/3]).
+-export([start_pair/2, stop_pair/1, measure/3, many/2]).
 
 -export_type([pair/0, outcome/0]).
 
@@ -45,13 +45,13 @@ measure("bulk_1m_1", Pair, Seconds) -> bulk(Pair, 1, ?MIB, ms(Seconds));
 measure("bulk_1m_8", Pair, Seconds) -> bulk(Pair, 8, ?MIB, ms(Seconds));
 measure("bulk_64m", Pair, Seconds) -> bulk(Pair, 1, 64 * ?MIB, ms(Seconds));
 measure("load", Pair, Seconds) -> under_load(Pair, {binary, ?MIB}, pingpong, [500, ms(1.5 * Seconds)]);
-measure("path", Pair, Seconds) -> under_load(Pair, {binary, ?MIB}, pingpong, [1000, ms(3 * Seconds)]);
+measure("path", Pair, Seconds) -> under_load(Pair, {binary, ?MIB}, pingpong, [1000, ms(2.5 * Seconds)]);
 measure("stream_first", Pair, Seconds) -> stream_first(Pair, ms(Seconds));
 measure("streams_1", Pair, Seconds) -> streams(Pair, 1, ms(Seconds));
 measure("streams_100", Pair, Seconds) -> streams(Pair, 100, ms(Seconds));
 measure("stream_load", Pair, Seconds) -> under_stream(Pair, ms(1.5 * Seconds));
-measure("holb", Pair, Seconds) -> under_load(Pair, {answered, ?MIB}, steady, [500, ms(3 * Seconds), 5]);
-measure("holb_flood", Pair, Seconds) -> under_load(Pair, {binary, ?MIB}, pingpong, [500, ms(3 * Seconds)]).
+measure("holb", Pair, Seconds) -> under_load(Pair, {answered, ?MIB}, steady, [500, ms(2.5 * Seconds), 5]);
+measure("holb_flood", Pair, Seconds) -> under_load(Pair, {binary, ?MIB}, pingpong, [500, ms(2.5 * Seconds)]).
 
 ms(Seconds) -> round(1000 * Seconds).
 
@@ -117,11 +117,35 @@ bulk(#{b := B} = Pair, Senders, Size, Ms) ->
     Before = costs(Pair),
     Last = call(B, sample_after, [Ms, maps:get(count, First) + 2]),
     After = costs(Pair),
-    ok = stop_flow(Pair),
+    %% nothing else is measured on this pair: what is under way need not arrive
     Rate = bulk_rate(First, Last, Size),
     Seconds = (maps:get(at, Last) - maps:get(at, First)) / 1.0e9,
     {value, {cpu, Cpu}, Others} = lists:keytake(cpu, 1, per_message(Before, After, Rate * 1.0e6 * Seconds / Size)),
     #{values => [{rate, Rate}, {cpu, Cpu * 1000 / Size} | Others]}.
+
+-define(MANY, 4).
+-define(MANY_SIZE, 65536).
+
+%% Several nodes send into one at once.
+-spec many(quic_dist_bench_carrier:carrier(), float()) -> outcome().
+many(Carrier, Seconds) ->
+    [To | From] = All = quic_dist_bench_node:start_all([#{carrier => Carrier, name => lists:concat(["bench_many_", I])}
+                                                        || I <- lists:seq(0, ?MANY)]),
+    [true = is_integer(call(Node, connect, [quic_dist_bench_node:name(To), 3])) || Node <- From],
+    ok = call(To, start_receivers, [?MANY]),
+    [ok = call(Node, start_sender, [quic_dist_bench_node:name(To), I, {binary, ?MANY_SIZE}])
+     || {I, Node} <- lists:zip(lists:seq(1, ?MANY), From)],
+    First = call(To, sample_after, [1000, ?MANY]),
+    {Cpu0, Thread0} = {cpu_ms(All), quic_dist_bench_node:thread_cpu_ms(To, "quic_dist")},
+    Last = call(To, sample_after, [ms(Seconds), 0]),
+    {Cpu, Thread} = {cpu_ms(All) - Cpu0, quic_dist_bench_node:thread_cpu_ms(To, "quic_dist") - Thread0},
+    [ok = call(Node, stop, []) || Node <- From],
+    lists:foreach(fun quic_dist_bench_node:stop/1, All),
+    Took = (maps:get(at, Last) - maps:get(at, First)) / 1.0e9,
+    #{values => [{rate, bulk_rate(First, Last, ?MANY_SIZE)}, {cpu, Cpu * 1.0e6 / (counted(First, Last) * ?MANY_SIZE)}
+                 | [{thread, 100 * Thread / 1000 / Took} || quic_dist_bench_carrier:is_quic(Carrier)]]}.
+
+cpu_ms(Nodes) -> lists:sum([quic_dist_bench_node:cpu_ms(Node) || Node <- Nodes]).
 
 %%% Streams of the application's own
 
