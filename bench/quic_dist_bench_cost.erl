@@ -20,7 +20,7 @@ connect(Carrier, Fresh) ->
     {Full, Again} = lists:unzip([{dial_and_hang_up(Hub, Node, false),
                                   [dial_and_hang_up(Hub, Node, true) || _ <- lists:seq(1, 4)]}
                                  || Node <- Nodes]),
-    lists:foreach(fun quic_dist_bench_node:stop/1, All),
+    quic_dist_bench_node:stop_all(All),
     #{values => [{full, median_ms(Full)}, {again, median_ms(lists:append(Again))}]}.
 
 %% A QUIC connection says whether it has resumed a session: what is published as such must have.
@@ -52,8 +52,9 @@ hang_up(From, To) ->
 -spec memory(quic_dist_bench_carrier:carrier(), [{pos_integer(), Dialling :: [atom()], Accepting :: [atom()]}]) ->
           quic_dist_bench_work:outcome().
 memory(Carrier, Steps) ->
-    [Dialling, Accepting] = Hubs = start_nodes(Carrier, "memory_hub", 2, []),
-    Modules = modules_of_a_connection(Carrier),
+    [Dialling, Accepting | Others] = start_nodes(Carrier, "memory_hub", 4, []),
+    Hubs = [Dialling, Accepting],
+    Modules = modules_of_a_connection(Others),
     [ok = quic_dist_bench_node:call(Hub, ?LOAD, load_code, [Modules]) || Hub <- Hubs],
     Bases = footprints(Hubs),
     {Values, Nodes} = lists:foldl(
@@ -64,16 +65,15 @@ memory(Carrier, Steps) ->
                                   || {Measures, Base, Now} <- lists:zip3([OfDialling, OfAccepting], Bases, footprints(Hubs))]),
             {Acc ++ Grown, Nodes ++ New}
         end, {[], []}, Steps),
-    lists:foreach(fun quic_dist_bench_node:stop/1, Hubs ++ Nodes),
+    quic_dist_bench_node:stop_all(Hubs ++ Nodes),
     #{values => Values}.
 
 %% What two nodes have loaded that have been connected.
-modules_of_a_connection(Carrier) ->
-    [From, To] = Nodes = start_nodes(Carrier, "memory_code", 2, []),
+modules_of_a_connection([From, To] = Nodes) ->
     _ = dial(From, To),
     hang_up(From, To),
     Modules = lists:append([quic_dist_bench_node:call(Node, ?LOAD, loaded, []) || Node <- Nodes]),
-    lists:foreach(fun quic_dist_bench_node:stop/1, Nodes),
+    quic_dist_bench_node:stop_all(Nodes),
     lists:usort(Modules).
 
 %% The Measures name the resident size, then the VM's account.

@@ -4,7 +4,7 @@
 %% its standard input closes. Both happen when the process that started them ends, in whatever way.
 -module(quic_dist_bench_node).
 
--export([start/1, start_all/1, stop/1, written/1, call/4, call/5, send_call/4, await_call/3, name/1, os_pid/1]).
+-export([start/1, start_all/1, stop/1, stop_all/1, written/1, call/4, call/5, send_call/4, await_call/3, name/1, os_pid/1]).
 -export([start_program/2, stop_program/1, read_line/2]).
 -export([cpu_ms/1, thread_cpu_ms/2, resident/1, switches/1, thread_switches/2]).
 
@@ -79,15 +79,19 @@ written(Port, Text) ->
     end.
 
 -spec stop(bench_node()) -> ok.
-stop(#{socket := Socket, port := Port}) ->
-    ok = gen_tcp:close(Socket),
-    await_exit(Port).
+stop(Node) -> stop_all([Node]).
+
+%% They end at the same time.
+-spec stop_all([bench_node()]) -> ok.
+stop_all(Nodes) ->
+    [ok = gen_tcp:close(Socket) || #{socket := Socket} <- Nodes],
+    lists:foreach(fun(#{port := Port}) -> await_exit(Port) end, Nodes).
 
 await_exit(Port) ->
     receive
         {Port, {exit_status, _}} -> ok;
         {Port, {data, _}} -> await_exit(Port)
-    after 10000 -> error({does_not_end, Port})
+    after 30000 -> error({does_not_end, Port})
     end.
 
 -spec name(bench_node()) -> node().

@@ -85,15 +85,15 @@ head(#{runs := Runs, took := Took, seconds := Seconds} = Report, {Met, Missed}) 
        "Two `erl` processes on one machine over loopback, with the options of OTP but `-proto_dist`; `inet_tls` with TLS 1.3,~n"
        "TLS_AES_128_GCM_SHA256, P-256 certificates and `verify_peer` on both sides. Runs: ~b. In each, the carriers~n"
        "take turns, in each run another one first, each with new pairs of nodes, and a cell says the median of the runs~n"
-       "[smallest - largest] (`memory` and `idle` run once). The ceiling is the engine alone: two processes without a BEAM that send~n"
+       "[smallest - largest] (`memory` and `idle` run once). The ceiling is the engine alone, two processes without a BEAM that send~n"
        "packets of 64 KiB; it takes its turn among the carriers. A measurement takes ~.1f s or a few times that, after a warm-up; all~n"
-       "took ~b min, and the row that takes longest alone, `~s`, ~b s. Rates are counted where messages arrive.~n"
+       "took ~b min, and the row that takes longest alone, `~s`, ~b s.~n~n"
+       "Rates are counted where messages arrive. Round trips are taken on one node's monotonic clock, every one of them.~n"
        "Processor time is that of all threads of both nodes, by the kernel; a wake-up is a thread of theirs that had fallen asleep. The~n"
        "engine's event thread does not fall asleep at once when there is nothing to do: it asks the kernel again and again for up to~n"
        "0.3 ms and lets others run in between. That saves wake-ups, and shows in its system calls and in processor time. Its~n"
-       "system calls are those for datagrams, for waiting and for waking it, those in vain included; its allocations those of Rust.~n"
-       " Round trips are taken on one node's monotonic clock, every one of them. The nodes are controlled over a Unix~n"
-       "socket. On a machine of few cores, nodes, engines and the kernel compete for them, and figures differ from run to run:~n"
+       "system calls are those for datagrams, for waiting and for waking it, those in vain included; its allocations those of Rust.~n~n"
+       "The nodes are controlled over a Unix socket. On a machine of few cores, nodes, engines and the kernel compete for them, and figures differ from run to run:~n"
        "see the brackets. The head of `bench/quic_dist_bench_load.erl` and the files beside it say how each row is measured.~n~n",
        [Runs, Seconds, round(Took / 60), Slowest, Longest])].
 

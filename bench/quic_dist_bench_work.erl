@@ -140,7 +140,7 @@ many(Carrier, Seconds) ->
     Last = call(To, sample_after, [ms(Seconds), 0]),
     {Cpu, Thread} = {cpu_ms(All) - Cpu0, quic_dist_bench_node:thread_cpu_ms(To, "quic_dist") - Thread0},
     [ok = call(Node, stop, []) || Node <- From],
-    lists:foreach(fun quic_dist_bench_node:stop/1, All),
+    quic_dist_bench_node:stop_all(All),
     Took = (maps:get(at, Last) - maps:get(at, First)) / 1.0e9,
     #{values => [{rate, bulk_rate(First, Last, ?MANY_SIZE)}, {cpu, Cpu * 1.0e6 / (counted(First, Last) * ?MANY_SIZE)}
                  | [{thread, 100 * Thread / 1000 / Took} || quic_dist_bench_carrier:is_quic(Carrier)]]}.
