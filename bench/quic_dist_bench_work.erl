@@ -73,9 +73,8 @@ latencies(Samples) ->
 
 erpc(#{a := A, b := B} = Pair, Callers, Ms) ->
     ok = call(A, start_erpc, [quic_dist_bench_node:name(B), Callers]),
-    _WarmUp = call(A, sample_after, [300, 1]),
+    First = call(A, sample_after, [300, 1]),
     Before = costs(Pair),
-    First = call(A, sample, []),
     Last = call(A, sample_after, [Ms, 0]),
     After = costs(Pair),
     ok = call(A, stop, []),
@@ -96,9 +95,8 @@ under_load(#{a := A, b := B} = Pair, What, How, Args) ->
 messages(Pair, Senders, Ms) ->
     ok = start_flow(Pair, Senders, {binary, 100}),
     #{b := B} = Pair,
-    _WarmUp = call(B, sample_after, [500, 1]),
+    First = call(B, sample_after, [500, 1]),
     Before = costs(Pair),
-    First = call(B, sample, []),
     Last = call(B, sample_after, [Ms, 0]),
     After = costs(Pair),
     ok = stop_flow(Pair),
