@@ -5,7 +5,7 @@
 -export([main/0]).
 
 -define(DEFAULT_CARRIERS, ["inet_tcp", "inet_tls", "quic"]).
--define(GROUPS, [pair, bulk, path, loss, connect, ceiling, memory, idle]).
+-define(GROUPS, [pair, bulk, many, path, loss, connect, ceiling, memory, idle]).
 
 -type settings() :: #{carriers := [quic_dist_bench_carrier:carrier()], rows := [quic_dist_bench_rows:row()], runs := pos_integer(),
                       quick := boolean(), write := boolean(), seconds := float(), lock := string() | none}.
@@ -59,32 +59,27 @@ options([], #{carriers := Carriers, builds := Builds} = O) ->
 %% A full run, whose result may be published, is one without a choice.
 settings(#{rows := Names, quick := Quick, write := Write, runs := Runs, full := DefaultCarriers} = Options) ->
     Rows = [quic_dist_bench_rows:row(Name) || Name <- case Names of [] -> quic_dist_bench_rows:names(); _ -> Names end],
-    %% what a target compares with is measured too
-    Needed = [quic_dist_bench_rows:row("ceiling") || not lists:member("ceiling", Names), Names =/= [],
-                                                     lists:any(fun needs_ceiling/1, Rows)],
-    Options#{rows := Rows ++ Needed,
+    Options#{rows := Rows,
              runs := case Quick of true -> 1; false -> Runs end,
              write := Write orelse (Names =:= [] andalso not Quick andalso DefaultCarriers),
              seconds => case Quick of true -> 0.7; false -> 2.0 end}.
-
-needs_ceiling(#{targets := Targets}) ->
-    lists:any(fun({_, _, _, _, Peer}) -> is_tuple(Peer) andalso element(1, Peer) =:= row end, Targets).
 
 -spec run(settings()) -> ok.
 run(#{rows := Rows0, carriers := Carriers, runs := Runs} = Settings) ->
     Started = erlang:monotonic_time(second),
     {Rows, Skipped} = runnable(Rows0),
     Raw = lists:append([[outcome(Run, Piece) || Piece <- one_run(Run, Rows, Settings)] || Run <- lists:seq(1, Runs)]),
-    Took = erlang:monotonic_time(second) - Started,
-    Report = #{rows => Rows, carriers => Carriers, raw => lists:append(Raw), skipped => Skipped, took => Took,
+    Setup = list_to_integer(os:getenv("QUIC_DIST_BENCH_SETUP")),
+    Took = Setup + erlang:monotonic_time(second) - Started,
+    Report = #{rows => Rows, carriers => Carriers, raw => lists:append(Raw), skipped => Skipped, took => Took, setup => Setup,
                runs => Runs, seconds => maps:get(seconds, Settings)},
     quic_dist_bench_report:terminal(Report),
     quic_dist_bench_report:raw(Report),
     maps:get(write, Settings) andalso quic_dist_bench_report:publish(Report),
     ok.
 
-outcome(Run, {Row, Carrier, #{values := Values} = Outcome}) ->
-    [#{run => Run, row => Row, carrier => Carrier, values => Values, samples => maps:get(samples, Outcome, <<>>)}].
+outcome(Run, {Row, Carrier, #{values := Values, took := Took} = Outcome}) ->
+    [#{run => Run, row => Row, carrier => Carrier, values => Values, samples => maps:get(samples, Outcome, <<>>), took => Took}].
 
 runnable(Rows) ->
     case {[Row || #{group := Group} = Row <- Rows, needs_link(Group)], quic_dist_bench_link:available()} of
@@ -107,18 +102,28 @@ one_run(Run, Rows, #{carriers := Asked} = Settings) ->
           In =/= []]).
 
 group(path, Run, Rows, Settings) ->
-    on_link("p", ["--rate", "100mbit", "--delay", "10ms"], Run, Rows, Settings);
+    timed(fun() -> on_link("p", ["--rate", "100mbit", "--delay", "10ms"], Run, Rows, Settings) end);
 group(loss, Run, Rows, Settings) ->
-    on_link("l", ["--rate", "2gbit", "--delay", "1ms", "--loss", "1"], Run, Rows, Settings);
+    timed(fun() -> on_link("l", ["--rate", "2gbit", "--delay", "1ms", "--loss", "1"], Run, Rows, Settings) end);
 group(pair, Run, Rows, Settings) ->
-    on_pairs({#{}, #{}}, Run, Rows, Settings);
+    timed(fun() -> on_pairs({#{}, #{}}, Run, Rows, Settings) end);
 %% Each row has a pair of its own: inet_tls was seen to send large messages several times slower (8 to 50 MB/s instead of 35 to 90)
 %% on a connection that had carried other traffic before.
 group(bulk, Run, Rows, Settings) ->
-    lists:append([on_pairs({#{}, #{}}, Run, [Row], Settings) || Row <- Rows]);
+    lists:append([timed(fun() -> on_pairs({#{}, #{}}, Run, [Row], Settings) end) || Row <- Rows]);
 group(_, Run, Rows, Settings) ->
-    lists:append([in_turn(Run, Carrier, [Row], Settings, fun() -> [alone(Row, Carrier, Settings)] end)
-                  || {Row, Carriers} <- Rows, Carrier <- Carriers]).
+    lists:append([timed(fun() ->
+                            lists:append([in_turn(Run, Carrier, [Row], Settings, fun() -> [alone(Row, Carrier, Settings)] end)
+                                          || Carrier <- rotated(Run, Carriers)])
+                        end) || {Row, Carriers} <- Rows]).
+
+%% What a row takes in a run of its own: its measurements, and the nodes and paths that it shares with other rows here.
+timed(Measure) ->
+    Started = erlang:monotonic_time(millisecond),
+    Outcomes = Measure(),
+    Shared = erlang:monotonic_time(millisecond) - Started - lists:sum([Took || {_, _, #{took := Took}} <- Outcomes]),
+    [{Name, Carrier, Outcome#{took := Took + Shared / length([N || {N, _, _} <- Outcomes, N =:= Name])}}
+     || {Name, Carrier, #{took := Took} = Outcome} <- Outcomes].
 
 on_link(Name, Options, Run, Rows, Settings) ->
     Link = quic_dist_bench_link:start(Name, Options),
@@ -133,13 +138,23 @@ on_pairs(Places, Run, Rows, #{seconds := Seconds} = Settings) ->
            Of = [Row || {Row, On} <- Rows, lists:member(Carrier, On)],
            in_turn(Run, Carrier, Of, Settings,
                    fun() ->
-                       Pair = quic_dist_bench_work:start_pair(Carrier, Places),
-                       Outcomes = [measured(Row, Carrier, fun() -> quic_dist_bench_work:measure(Name, Pair, Seconds) end)
-                                   || #{name := Name} = Row <- Of],
-                       ok = quic_dist_bench_work:stop_pair(Pair),
-                       Outcomes
+                       case quic_dist_bench_carrier:is_ceiling(Carrier) of
+                           true -> [measured(Row, Carrier, fun() -> quic_dist_bench_cost:ceiling(Carrier, Seconds) end) || Row <- Of];
+                           false -> on_pair(Carrier, Places, Of, Seconds)
+                       end
                    end)
-       end || Carrier <- in_order(Rows)]).
+       end || Carrier <- rotated(Run, in_order(Rows))]).
+
+on_pair(Carrier, Places, Rows, Seconds) ->
+    Pair = quic_dist_bench_work:start_pair(Carrier, Places),
+    Outcomes = [measured(Row, Carrier, fun() -> quic_dist_bench_work:measure(Name, Pair, Seconds) end) || #{name := Name} = Row <- Rows],
+    ok = quic_dist_bench_work:stop_pair(Pair),
+    Outcomes.
+
+%% Each run begins with another carrier: what comes first may find the machine in another state.
+rotated(Run, Carriers) ->
+    {Head, Tail} = lists:split((Run - 1) rem length(Carriers), Carriers),
+    Tail ++ Head.
 
 %% All carriers of some rows, each once.
 in_order(Rows) ->
@@ -149,8 +164,10 @@ in_order(Rows) ->
 alone(#{group := connect} = Row, Carrier, #{quick := Quick}) ->
     Fresh = case Quick of true -> 2; false -> 4 end,
     measured(Row, Carrier, fun() -> quic_dist_bench_cost:connect(Carrier, Fresh) end);
+alone(#{group := many} = Row, Carrier, #{seconds := Seconds}) ->
+    measured(Row, Carrier, fun() -> quic_dist_bench_work:many(Carrier, Seconds) end);
 alone(#{group := memory} = Row, Carrier, #{quick := Quick}) ->
-    Steps = [{1, [rss_1]}, {10, [rss_10]} | [{100, [rss_100, vm_100]} || not Quick]],
+    Steps = [{1, [rss_1], [in_1]}, {10, [rss_10], [in_10]} | [{100, [rss_100, vm_100], [in_100, vm_in_100]} || not Quick]],
     measured(Row, Carrier, fun() -> quic_dist_bench_cost:memory(Carrier, Steps) end);
 alone(#{group := idle} = Row, Carrier, _) ->
     measured(Row, Carrier, fun() -> quic_dist_bench_cost:idle(Carrier) end);
@@ -158,11 +175,13 @@ alone(#{group := ceiling} = Row, Carrier, #{seconds := Seconds}) ->
     measured(Row, Carrier, fun() -> quic_dist_bench_cost:ceiling(Seconds) end).
 
 measured(#{name := Name} = Row, Carrier, Measure) ->
+    Started = erlang:monotonic_time(millisecond),
     Outcome = #{values := Values} = Measure(),
+    Took = erlang:monotonic_time(millisecond) - Started,
     Texts = [[Label, " ", quic_dist_bench_report:number(Value), [" " || Unit =/= ""], Unit]
              || {Key, Label, Unit} <- maps:get(measures, Row), {K, Value} <- Values, K =:= Key],
     progress("    ~-12s ~ts", [Name, lists:join(", ", Texts)]),
-    {Name, quic_dist_bench_carrier:label(Carrier), Outcome}.
+    {Name, quic_dist_bench_carrier:label(Carrier), Outcome#{took => Took}}.
 
 %% With --lock FILE the machine is shared: others that take the same lock get turns between carriers.
 in_turn(Run, Carrier, Rows, #{lock := Lock, runs := Runs}, Fun) ->

@@ -3,10 +3,10 @@
 %% A latency is taken on one node with its monotonic clock, in nanoseconds. A rate is counted where messages arrive.
 -module(quic_dist_bench_load).
 
--export([connect/2, disconnect/1, start_receivers/1, start_senders/3, stop/0, sample/0, sample_after/2]).
+-export([connect/2, disconnect/1, resumed/1, start_receivers/1, start_senders/3, start_sender/3, stop/0, sample/0, sample_after/2]).
 -export([start_echo/0, pingpong/3, steady/4, start_erpc/2, echo/1]).
 -export([start_sink/1, start_sources/2, start_stream_echo/1, first_bytes/2]).
--export([endpoint/0, collect_garbage/0, memory/0]).
+-export([endpoint/0, collect_garbage/0, memory/0, loaded/0, load_code/1, start_ticks/0, ticks/0]).
 
 -export_type([sample/0]).
 
@@ -16,6 +16,7 @@
 -define(COUNTED, quic_dist_bench_counted).
 -define(STARTED, quic_dist_bench_started).
 -define(ECHO, quic_dist_bench_echo).
+-define(TICKS, quic_dist_bench_ticks).
 %% Places in the counter.
 -define(COUNT, 1).
 -define(LAST, 2).
@@ -36,6 +37,14 @@ connect(Node, Retries) ->
 disconnect(Node) ->
     _ = erlang:disconnect_node(Node),
     await_gone(Node, 200).
+
+%% Whether the connection to Node has resumed a session, by the engine's word.
+-spec resumed(node()) -> boolean() | unknown.
+resumed(Node) ->
+    case erlang:module_loaded(quic_dist_endpoint) andalso quic_dist:info() of
+        #{connections := Connections} -> hd([Resumed || #{node := N, resumed := Resumed} <- Connections, N =:= Node] ++ [unknown]);
+        false -> unknown
+    end.
 
 await_gone(Node, Tries) ->
     case lists:member(Node, nodes(connected)) of
@@ -79,6 +88,12 @@ start_senders(Node, N, {answered, Size}) ->
 start_senders(Node, N, What) ->
     Message = message(What),
     started([spawn(fun() -> send_all({name(I), Node}, Message) end) || I <- lists:seq(1, N)]).
+
+%% One process that sends What to a receiver on Node until stop/0.
+-spec start_sender(node(), pos_integer(), {binary, pos_integer()}) -> ok.
+start_sender(Node, Receiver, What) ->
+    Message = message(What),
+    started([spawn(fun() -> send_all({name(Receiver), Node}, Message) end)]).
 
 send_all(To, Message) ->
     To ! Message,
@@ -305,6 +320,35 @@ collect_garbage() ->
 memory() ->
     collect_garbage(),
     erlang:memory(total).
+
+-spec loaded() -> [module()].
+loaded() -> [Module || {Module, _} <- code:all_loaded()].
+
+-spec load_code([module()]) -> ok.
+load_code(Modules) -> lists:foreach(fun(Module) -> {module, _} = code:ensure_loaded(Module) end, Modules).
+
+%% Counts the ticks that this node sends from now on on the QUIC connection it has: a controller is told of each by a message. The
+%% engine is not asked, which would wake it.
+-spec start_ticks() -> ok.
+start_ticks() ->
+    #{connections := [#{controller := Controller}]} = quic_dist:info(),
+    Counter = counters:new(1, []),
+    persistent_term:put(?TICKS, Counter),
+    Parent = self(),
+    Tracer = spawn(fun() ->
+        1 = erlang:trace(Controller, true, ['receive']),
+        _ = erlang:trace_pattern('receive', [{['_', '_', tick], [], []}], []),
+        Parent ! {self(), ready},
+        count_ticks(Counter)
+    end),
+    receive {Tracer, ready} -> ok end.
+
+count_ticks(Counter) ->
+    receive {trace, _, 'receive', tick} -> counters:add(Counter, 1, 1) end,
+    count_ticks(Counter).
+
+-spec ticks() -> non_neg_integer().
+ticks() -> counters:get(persistent_term:get(?TICKS), 1).
 
 %%% Helpers
 

@@ -4,9 +4,9 @@
 %% its standard input closes. Both happen when the process that started them ends, in whatever way.
 -module(quic_dist_bench_node).
 
--export([start/1, start_all/1, stop/1, written/1, call/4, call/5, send_call/4, await_call/3, name/1, os_pid/1]).
+-export([start/1, start_all/1, stop/1, stop_all/1, written/1, call/4, call/5, send_call/4, await_call/3, name/1, os_pid/1]).
 -export([start_program/2, stop_program/1, read_line/2]).
--export([cpu_ms/1, resident/1, thread_switches/2]).
+-export([cpu_ms/1, thread_cpu_ms/2, resident/1, switches/1, thread_switches/2]).
 
 -export_type([bench_node/0, options/0]).
 
@@ -79,15 +79,19 @@ written(Port, Text) ->
     end.
 
 -spec stop(bench_node()) -> ok.
-stop(#{socket := Socket, port := Port}) ->
-    ok = gen_tcp:close(Socket),
-    await_exit(Port).
+stop(Node) -> stop_all([Node]).
+
+%% They end at the same time.
+-spec stop_all([bench_node()]) -> ok.
+stop_all(Nodes) ->
+    [ok = gen_tcp:close(Socket) || #{socket := Socket} <- Nodes],
+    lists:foreach(fun(#{port := Port}) -> await_exit(Port) end, Nodes).
 
 await_exit(Port) ->
     receive
         {Port, {exit_status, _}} -> ok;
         {Port, {data, _}} -> await_exit(Port)
-    after 10000 -> error({does_not_end, Port})
+    after 30000 -> error({does_not_end, Port})
     end.
 
 -spec name(bench_node()) -> node().
@@ -159,8 +163,15 @@ read_line(Port, Timeout) ->
 
 %% CPU time of all its threads, user and system, in milliseconds. The kernel counts in ticks of 10 ms.
 -spec cpu_ms(bench_node()) -> non_neg_integer().
-cpu_ms(#{os_pid := OsPid}) ->
-    {ok, Stat} = file:read_file(proc(OsPid, "stat")),
+cpu_ms(#{os_pid := OsPid}) -> cpu_ms_of(proc(OsPid, "stat")).
+
+%% The same of its thread of that name.
+-spec thread_cpu_ms(bench_node(), string()) -> non_neg_integer().
+thread_cpu_ms(Node, Name) ->
+    lists:sum([cpu_ms_of(filename:join(Task, "stat")) || Task <- tasks(Node, Name)]).
+
+cpu_ms_of(File) ->
+    {ok, Stat} = file:read_file(File),
     [_, Rest] = string:split(Stat, ") ", trailing),
     Fields = string:lexemes(Rest, " "),
     10 * (binary_to_integer(lists:nth(12, Fields)) + binary_to_integer(lists:nth(13, Fields))).
@@ -172,11 +183,19 @@ resident(#{os_pid := OsPid}) ->
 
 %% Voluntary context switches of its thread of that name: how often it went to sleep.
 -spec thread_switches(bench_node(), string()) -> non_neg_integer().
-thread_switches(#{os_pid := OsPid}, Name) ->
-    lists:sum([field(filename:join(Task, "status"), "\nvoluntary_ctxt_switches:\\s+(\\d+)")
-               || Task <- filelib:wildcard(proc(OsPid, "task/*")),
-                  {ok, Comm} <- [file:read_file(filename:join(Task, "comm"))],
-                  string:trim(Comm) =:= list_to_binary(Name)]).
+thread_switches(Node, Name) ->
+    lists:sum([task_switches(Task) || Task <- tasks(Node, Name)]).
+
+tasks(#{os_pid := OsPid}, Name) ->
+    [Task || Task <- filelib:wildcard(proc(OsPid, "task/*")),
+             {ok, Comm} <- [file:read_file(filename:join(Task, "comm"))], string:trim(Comm) =:= list_to_binary(Name)].
+
+%% The same of all its threads: whatever went to sleep was woken up.
+-spec switches(bench_node()) -> non_neg_integer().
+switches(#{os_pid := OsPid}) ->
+    lists:sum([task_switches(Task) || Task <- filelib:wildcard(proc(OsPid, "task/*"))]).
+
+task_switches(Task) -> field(filename:join(Task, "status"), "\nvoluntary_ctxt_switches:\\s+(\\d+)").
 
 field(File, Pattern) ->
     {ok, Text} = file:read_file(File),

@@ -6,7 +6,9 @@
 %% The plots that there are results for: file, title, section of the document.
 -spec write(file:filename(), quic_dist_bench_rows:results(), #{{string(), string()} => tuple()}) -> [{string(), string(), string()}].
 write(Folder, Results, Pooled) ->
-    Names = lists:usort([Carrier || {_, _, Carrier} <- maps:keys(Results), Carrier =/= "ceiling"]),
+    {Ceilings, Carriers} = lists:partition(fun(Name) -> lists:prefix("ceiling", Name) end,
+                                           lists:usort([Carrier || {_, _, Carrier} <- maps:keys(Results)])),
+    Names = Carriers ++ Ceilings,
     [begin
          ok = file:write_file(filename:join(Folder, File), unicode:characters_to_binary(Svg)),
          {File, Title, Section}

@@ -9,7 +9,7 @@
 -define(RIGHT, 840).
 -define(TOP, 78).
 -define(BOTTOM, 340).
--define(COLORS, {"#4878a8", "#d98c3f", "#3f9e5f", "#8e5ea2", "#b5504d", "#5f9ea0", "#777777"}).
+-define(COLORS, {"#4878a8", "#d98c3f", "#3f9e5f", "#8e5ea2", "#b5504d", "#5f9ea0", "#777777", "#b8b03a"}).
 
 %% A bar from the axis to the median, a whisker from the smallest to the largest value.
 %% Names are those of all plots: a name has the same colour in each.
@@ -107,10 +107,14 @@ svg(Title, Series, Names, Content) ->
      line(?LEFT, ?BOTTOM, ?RIGHT, ?BOTTOM, "#222222"),
      "</svg>\n"].
 
+%% Each name takes the room that it needs.
 legend(Series, Names) ->
-    Width = (?RIGHT - ?LEFT) / max(4, length(Series)),
-    [[io_lib:format("<rect x='~.1f' y='36' width='12' height='12' fill='~s'/>~n", [?LEFT + Width * I, color(Name, Names)]),
-      text(?LEFT + Width * I + 17, 46, "start", Name)] || {I, Name} <- numbered(Series)].
+    {Legend, _} = lists:mapfoldl(
+        fun(Name, X) ->
+            {[io_lib:format("<rect x='~.1f' y='36' width='12' height='12' fill='~s'/>~n", [X, color(Name, Names)]),
+              text(X + 17, 46, "start", Name)], X + 40 + 7.0 * length(Name)}
+        end, float(?LEFT), Series),
+    Legend.
 
 text(X, Y, Anchor, Text) -> text(X, Y, Anchor, 12, Text).
 small(X, Y, Text) -> text(X, Y, "middle", 9, Text).

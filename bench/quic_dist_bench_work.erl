@@ -1,9 +1,9 @@
-%% How the rows are measured that need two connected nodes: one run of one row on one pair.
+%% How the rows are measured that need connected nodes: one run of one row, on one pair if it is not `many'.
 %%
 %% A measurement is bounded by time, not by bytes: a slow carrier must not take minutes. What it sent first is not counted.
 -module(quic_dist_bench_work).
 
--export([start_pair/2, stop_pair/1, measure/3]).
+-export([start_pair/2, stop_pair/1, measure/3, many/2]).
 
 -export_type([pair/0, outcome/0]).
 
@@ -45,13 +45,13 @@ measure("bulk_1m_1", Pair, Seconds) -> bulk(Pair, 1, ?MIB, ms(Seconds));
 measure("bulk_1m_8", Pair, Seconds) -> bulk(Pair, 8, ?MIB, ms(Seconds));
 measure("bulk_64m", Pair, Seconds) -> bulk(Pair, 1, 64 * ?MIB, ms(Seconds));
 measure("load", Pair, Seconds) -> under_load(Pair, {binary, ?MIB}, pingpong, [500, ms(1.5 * Seconds)]);
-measure("path", Pair, Seconds) -> under_load(Pair, {binary, ?MIB}, pingpong, [1000, ms(3 * Seconds)]);
+measure("path", Pair, Seconds) -> under_load(Pair, {binary, ?MIB}, pingpong, [1000, ms(2.5 * Seconds)]);
 measure("stream_first", Pair, Seconds) -> stream_first(Pair, ms(Seconds));
 measure("streams_1", Pair, Seconds) -> streams(Pair, 1, ms(Seconds));
 measure("streams_100", Pair, Seconds) -> streams(Pair, 100, ms(Seconds));
 measure("stream_load", Pair, Seconds) -> under_stream(Pair, ms(1.5 * Seconds));
-measure("holb", Pair, Seconds) -> under_load(Pair, {answered, ?MIB}, steady, [500, ms(3 * Seconds), 5]);
-measure("holb_flood", Pair, Seconds) -> under_load(Pair, {binary, ?MIB}, pingpong, [500, ms(3 * Seconds)]).
+measure("holb", Pair, Seconds) -> under_load(Pair, {answered, ?MIB}, steady, [500, ms(2.5 * Seconds), 5]);
+measure("holb_flood", Pair, Seconds) -> under_load(Pair, {binary, ?MIB}, pingpong, [500, ms(2.5 * Seconds)]).
 
 ms(Seconds) -> round(1000 * Seconds).
 
@@ -60,23 +60,25 @@ ms(Seconds) -> round(1000 * Seconds).
 pingpong(#{a := A, b := B} = Pair, Ms) ->
     ok = call(B, start_echo, []),
     _WarmUp = call(A, pingpong, [quic_dist_bench_node:name(B), 500, 1]),
-    Before = engines(Pair),
+    Before = costs(Pair),
     Samples = call(A, pingpong, [quic_dist_bench_node:name(B), 0, Ms]),
-    Engine = per_message(Before, engines(Pair), 2 * (byte_size(Samples) div 8)),
+    Costs = per_message(Before, costs(Pair), 2 * (byte_size(Samples) div 8)),
     ok = call(B, stop, []),
-    #{values => latencies(Samples) ++ Engine, samples => Samples}.
+    #{values => latencies(Samples) ++ Costs, samples => Samples}.
 
 latencies(Samples) ->
     Sorted = quic_dist_bench_stats:samples(Samples),
     [{p50, quic_dist_bench_stats:percentile(0.5, Sorted) / 1000}, {p99, quic_dist_bench_stats:percentile(0.99, Sorted) / 1000},
      {count, tuple_size(Sorted)}].
 
-erpc(#{a := A, b := B}, Callers, Ms) ->
+erpc(#{a := A, b := B} = Pair, Callers, Ms) ->
     ok = call(A, start_erpc, [quic_dist_bench_node:name(B), Callers]),
     First = call(A, sample_after, [300, 1]),
+    Before = costs(Pair),
     Last = call(A, sample_after, [Ms, 0]),
+    After = costs(Pair),
     ok = call(A, stop, []),
-    #{values => [{rate, rate(First, Last)}]}.
+    #{values => [{rate, rate(First, Last)} | per_message(Before, After, counted(First, Last))]}.
 
 %% Small messages while others send large ones.
 under_load(#{a := A, b := B} = Pair, What, How, Args) ->
@@ -93,11 +95,10 @@ under_load(#{a := A, b := B} = Pair, What, How, Args) ->
 messages(Pair, Senders, Ms) ->
     ok = start_flow(Pair, Senders, {binary, 100}),
     #{b := B} = Pair,
-    _WarmUp = call(B, sample_after, [500, 1]),
-    Before = engines(Pair),
-    First = call(B, sample, []),
+    First = call(B, sample_after, [500, 1]),
+    Before = costs(Pair),
     Last = call(B, sample_after, [Ms, 0]),
-    After = engines(Pair),
+    After = costs(Pair),
     ok = stop_flow(Pair),
     #{values => [{rate, rate(First, Last)} | per_message(Before, After, counted(First, Last))]}.
 
@@ -108,16 +109,41 @@ terms(#{b := B} = Pair, Ms) ->
     ok = stop_flow(Pair),
     #{values => [{rate, rate(First, Last)}]}.
 
-bulk(#{a := A, b := B} = Pair, Senders, Size, Ms) ->
+bulk(#{b := B} = Pair, Senders, Size, Ms) ->
     ok = start_flow(Pair, Senders, {binary, Size}),
     First = call(B, sample_after, [400, 1]),
-    CpuFirst = [quic_dist_bench_node:cpu_ms(Node) || Node <- [A, B]],
+    Before = costs(Pair),
     Last = call(B, sample_after, [Ms, maps:get(count, First) + 2]),
-    Cpu = lists:sum([quic_dist_bench_node:cpu_ms(Node) || Node <- [A, B]]) - lists:sum(CpuFirst),
-    ok = stop_flow(Pair),
+    After = costs(Pair),
+    %% nothing else is measured on this pair: what is under way need not arrive
     Rate = bulk_rate(First, Last, Size),
-    Gigabytes = Rate / 1000 * (maps:get(at, Last) - maps:get(at, First)) / 1.0e9,
-    #{values => [{rate, Rate}, {cpu, Cpu / 1000 / Gigabytes}]}.
+    Seconds = (maps:get(at, Last) - maps:get(at, First)) / 1.0e9,
+    {value, {cpu, Cpu}, Others} = lists:keytake(cpu, 1, per_message(Before, After, Rate * 1.0e6 * Seconds / Size)),
+    #{values => [{rate, Rate}, {cpu, Cpu * 1000 / Size} | Others]}.
+
+-define(MANY, 4).
+-define(MANY_SIZE, 65536).
+
+%% Several nodes send into one at once.
+-spec many(quic_dist_bench_carrier:carrier(), float()) -> outcome().
+many(Carrier, Seconds) ->
+    [To | From] = All = quic_dist_bench_node:start_all([#{carrier => Carrier, name => lists:concat(["bench_many_", I])}
+                                                        || I <- lists:seq(0, ?MANY)]),
+    [true = is_integer(call(Node, connect, [quic_dist_bench_node:name(To), 3])) || Node <- From],
+    ok = call(To, start_receivers, [?MANY]),
+    [ok = call(Node, start_sender, [quic_dist_bench_node:name(To), I, {binary, ?MANY_SIZE}])
+     || {I, Node} <- lists:zip(lists:seq(1, ?MANY), From)],
+    First = call(To, sample_after, [1000, ?MANY]),
+    {Cpu0, Thread0} = {cpu_ms(All), quic_dist_bench_node:thread_cpu_ms(To, "quic_dist")},
+    Last = call(To, sample_after, [ms(Seconds), 0]),
+    {Cpu, Thread} = {cpu_ms(All) - Cpu0, quic_dist_bench_node:thread_cpu_ms(To, "quic_dist") - Thread0},
+    [ok = call(Node, stop, []) || Node <- From],
+    quic_dist_bench_node:stop_all(All),
+    Took = (maps:get(at, Last) - maps:get(at, First)) / 1.0e9,
+    #{values => [{rate, bulk_rate(First, Last, ?MANY_SIZE)}, {cpu, Cpu * 1.0e6 / (counted(First, Last) * ?MANY_SIZE)}
+                 | [{thread, 100 * Thread / 1000 / Took} || quic_dist_bench_carrier:is_quic(Carrier)]]}.
+
+cpu_ms(Nodes) -> lists:sum([quic_dist_bench_node:cpu_ms(Node) || Node <- Nodes]).
 
 %%% Streams of the application's own
 
@@ -193,19 +219,26 @@ bulk_rate(#{last := From} = First, #{last := To} = Last, Size) when To > From ->
 bulk_rate(_, _, _) ->
     0.0.
 
-%% Counters of the QUIC engines of both nodes, summed.
-engines(#{a := A, b := B}) ->
-    Both = [call(Node, endpoint, []) || Node <- [A, B]],
-    case Both of
-        [#{wake_ups := _}, #{wake_ups := _}] ->
-            {lists:sum([maps:get(wake_ups, E) || E <- Both]),
-             lists:sum([maps:get(receive_calls, E) + maps:get(send_calls, E) || E <- Both])};
-        _ ->
-            none
-    end.
+%% What both nodes have cost so far: processor time, threads that fell asleep, and by the engine's own counters, where there is one,
+%% its system calls (without those that take a lock or send a message to a process: those are in the threads that fall asleep) and
+%% allocations.
+costs(#{a := A, b := B}) ->
+    [lists:foldl(fun add/2, #{}, [#{cpu => 1000 * quic_dist_bench_node:cpu_ms(Node), sleeps => quic_dist_bench_node:switches(Node)}
+                                  || Node <- [A, B]])
+     | [lists:foldl(fun add/2, #{}, [engine(Info) || Info <- Infos])
+        || Infos <- [[call(Node, endpoint, []) || Node <- [A, B]]], [] =:= [none || none <- [engine(Info) || Info <- Infos]]]].
 
-per_message(none, none, _) -> [];
-per_message({Wakes0, Calls0}, {Wakes, Calls}, Messages) ->
-    [{wake_ups, (Wakes - Wakes0) / Messages}, {calls, (Calls - Calls0) / Messages}].
+engine(#{wake_ups := Wakes, poll_calls := Polls, yields := Yields, receive_calls := Receives, send_calls := Sends,
+         wake_calls := WakeCalls, allocations := Allocations}) ->
+    #{wake_ups => Wakes, calls => Polls + Yields + Receives + Sends + WakeCalls, allocations => Allocations};
+engine(_) ->
+    none.
+
+add(Map, Sum) -> maps:merge_with(fun(_, X, Y) -> X + Y end, Map, Sum).
+
+%% Processor time in microseconds.
+per_message(Before, After, Messages) ->
+    [{Measure, (maps:get(Measure, To) - From) / Messages}
+     || {First, To} <- lists:zip(Before, After), {Measure, From} <- maps:to_list(First)].
 
 call(Node, Function, Args) -> quic_dist_bench_node:call(Node, ?LOAD, Function, Args).

@@ -135,7 +135,8 @@ endpoint_set_identity(_Endpoint, _Identity) ->
 endpoint_set_others(_Endpoint, _Others, _Answered) ->
     ?NOT_LOADED.
 
-%% @doc What the endpoint does at the moment: address, counters.
+%% @doc What the endpoint does at the moment: address, counters. `allocations' are
+%% those of this library's Rust code, whichever endpoint they were for.
 -spec endpoint_info(endpoint()) -> map().
 endpoint_info(_Endpoint) ->
     ?NOT_LOADED.

@@ -69,12 +69,19 @@ pub struct Counters {
     pub connections: AtomicU64,
     /// Incoming connections whose handshake is not complete.
     pub half_open: AtomicU64,
-    /// Times that the event thread woke up.
+    /// Times that the event thread fell asleep, and so woke up.
     pub wake_ups: AtomicU64,
-    /// Receiving system calls.
+    /// System calls that ask what there is to do (`epoll_wait`), whether they wait or not, or say what to tell
+    /// (`epoll_ctl`).
+    pub poll_calls: AtomicU64,
+    /// Times that the event thread let others run while it waited (`sched_yield`).
+    pub yields: AtomicU64,
+    /// Receiving system calls, those that gave nothing included.
     pub receive_calls: AtomicU64,
     /// Sending system calls, of whichever thread.
     pub send_calls: AtomicU64,
+    /// System calls that wake the event thread, of whichever thread.
+    pub wake_calls: AtomicU64,
     /// Datagrams received.
     pub datagrams_received: AtomicU64,
     /// Datagrams that were for nobody: malformed, too small, for an unknown connection.
@@ -146,10 +153,11 @@ impl<E: Events> CommandSender<E> {
         }
         // The event thread lowers the flag before it drains the channel, so a command is either
         // seen by that draining or raises the flag again.
-        if !self.notified.swap(true, Ordering::SeqCst)
-            && let Err(error) = self.waker.wake()
-        {
-            log::error!("the event thread cannot be woken: {error}");
+        if !self.notified.swap(true, Ordering::SeqCst) {
+            self.counters.wake_calls.fetch_add(1, Ordering::Relaxed);
+            if let Err(error) = self.waker.wake() {
+                log::error!("the event thread cannot be woken: {error}");
+            }
         }
     }
 

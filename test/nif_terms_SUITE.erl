@@ -1,10 +1,10 @@
 %% Every function of the NIF is called with terms that it does not expect, in each place, beside those that it does: it says badarg, or an error,
 %% or does it; no panic comes out of it, and the node goes on. What the NIF decodes comes from this node's own code, which no fuzzer can
-%% stand for: enif functions are the VM's.
+%% stand for: enif functions are the VM's. And the counters that it tells of count.
 -module(nif_terms_SUITE).
 -include_lib("common_test/include/ct.hrl").
 
--export([all/0, suite/0, init_per_suite/1, end_per_suite/1, init_per_testcase/2, end_per_testcase/2, made_up_terms/1]).
+-export([all/0, suite/0, init_per_suite/1, end_per_suite/1, init_per_testcase/2, end_per_testcase/2, made_up_terms/1, counters/1]).
 %% run on the node
 -export([calls/3]).
 
@@ -15,7 +15,7 @@
 
 suite() -> [{timetrap, {seconds, 300}}].
 
-all() -> [made_up_terms].
+all() -> [made_up_terms, counters].
 
 init_per_suite(Config) -> ?LIB:init_suite(Config).
 end_per_suite(Config) -> ?LIB:end_suite(Config).
@@ -34,6 +34,26 @@ made_up_terms(_Config) ->
     {Some, true} = {Some, 2 * length(Some) > length(Counted)},
     ?LIB:connect(A, B),
     pong = ?LIB:call(A, net_adm, ping, [?LIB:node(B)]).
+
+%% The benchmark divides them by messages.
+counters(_Config) ->
+    [A, B] = ?LIB:start_all([#{tag => T} || T <- ["a", "b"]]),
+    Before = [counts(H) || H <- [A, B]],
+    ?LIB:connect(A, B),
+    [pong = ?LIB:call(A, net_adm, ping, [?LIB:node(B)]) || _ <- lists:seq(1, 100)],
+    [?LIB:wait_until({all_have_grown, H, Was},
+                     fun() ->
+                         Now = counts(H),
+                         ct:log("~p~n~p", [Was, Now]),
+                         lists:all(fun(Key) -> maps:get(Key, Now) > maps:get(Key, Was) end, maps:keys(Was))
+                     end, 20000)
+     || {H, Was} <- lists:zip([A, B], Before)],
+    ok.
+
+counts(H) ->
+    #{endpoints := [Info]} = ?LIB:call(H, quic_dist, info, []),
+    Keys = [wake_ups, poll_calls, yields, receive_calls, send_calls, wake_calls, allocations, datagrams_received],
+    maps:from_list([{Key, maps:get(Key, Info)} || Key <- Keys]).
 
 %% How often each function said badarg, and anything else but that it has panicked.
 -spec calls(node(), term(), pos_integer()) -> [{{atom(), arity()}, non_neg_integer(), non_neg_integer()}].

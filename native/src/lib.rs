@@ -4,6 +4,7 @@
 //! Every call returns within a millisecond, but those marked for dirty schedulers. No call waits
 //! for the event thread, but `info/1` and `endpoint_close/1`.
 
+mod allocations;
 mod events;
 mod exit;
 mod files;
@@ -28,6 +29,7 @@ use quic_dist_engine::term::Process;
 use quic_dist_engine::{Endpoint, OpenError, SendError, SendStatus};
 use rustler::{Binary, Encoder, Env, LocalPid, ResourceArc, Term};
 
+use allocations::Counted;
 use events::NifEvents;
 use resources::{ConnectionResource, EndpointResource, IdentityResource, Watch};
 use terms::{Address, atoms, send_error};
@@ -37,7 +39,11 @@ use terms::{Address, atoms, send_error};
 /// of a bulk transfer went there.
 #[cfg(not(feature = "system_allocator"))]
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: Counted<mimalloc::MiMalloc> = Counted(mimalloc::MiMalloc);
+/// The system's, which AddressSanitizer sees.
+#[cfg(feature = "system_allocator")]
+#[global_allocator]
+static ALLOCATOR: Counted<std::alloc::System> = Counted(std::alloc::System);
 
 /// How long `info/1` waits for the event thread.
 const INFO_WAIT: Duration = Duration::from_secs(1);

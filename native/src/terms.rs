@@ -35,7 +35,8 @@ pub mod atoms {
         false_ = "false", once, bidi, uni, stream_id, owner, priority, direction, active,
         recv_fin, send_fin, queued,
         user_streams, user_stream_window, user_stream_queue, datagram_queue,
-        connections, half_open, wake_ups, receive_calls, send_calls, datagrams_received,
+        connections, half_open, wake_ups, poll_calls, yields, receive_calls, send_calls, wake_calls,
+        allocations, datagrams_received,
         datagrams_dropped, connections_dropped, retries_sent, send_errors,
     }
 }
@@ -294,13 +295,20 @@ pub fn endpoint_info<'a, E: Events>(env: Env<'a>, endpoint: &Endpoint<E>) -> Ter
     let mut pairs = vec![
         (atoms::ip(), ip(env, local.ip())),
         (atoms::port(), local.port().encode(env)),
+        (
+            atoms::allocations(),
+            crate::allocations::count().encode(env),
+        ),
     ];
     for (name, counter) in [
         (atoms::connections(), &counters.connections),
         (atoms::half_open(), &counters.half_open),
         (atoms::wake_ups(), &counters.wake_ups),
+        (atoms::poll_calls(), &counters.poll_calls),
+        (atoms::yields(), &counters.yields),
         (atoms::receive_calls(), &counters.receive_calls),
         (atoms::send_calls(), &counters.send_calls),
+        (atoms::wake_calls(), &counters.wake_calls),
         (atoms::datagrams_received(), &counters.datagrams_received),
         (atoms::datagrams_dropped(), &counters.dropped_strays),
         (atoms::connections_dropped(), &counters.dropped_limit),

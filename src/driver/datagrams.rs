@@ -22,6 +22,7 @@ const ERRORS_PER_TURN: usize = 64;
 impl<E: Events> Driver<E> {
     pub(super) fn receive(&mut self, batch: &mut Batch) {
         for _ in 0..RECEIVES_PER_TURN {
+            bump(&self.counters.receive_calls, 1);
             let count = match self.socket.receive(batch) {
                 Ok(count) => count,
                 Err(error) => match error.kind() {
@@ -36,7 +37,6 @@ impl<E: Events> Driver<E> {
                     }
                 },
             };
-            bump(&self.counters.receive_calls, 1);
             for (datagram, from, to) in batch.datagrams(count) {
                 bump(&self.counters.datagrams_received, 1);
                 self.arrived(datagram, from, to);
@@ -132,6 +132,7 @@ impl<E: Events> Driver<E> {
 
     pub(super) fn read_errors(&mut self) {
         for _ in 0..ERRORS_PER_TURN {
+            bump(&self.counters.receive_calls, 1);
             match self.socket.refused() {
                 None => return,
                 Some(Refusal::Other) => {}

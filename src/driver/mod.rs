@@ -189,6 +189,7 @@ impl<E: Events> Driver<E> {
                         self.read_errors();
                     }
                     if event.is_writable() {
+                        bump(&self.counters.poll_calls, 1);
                         self.socket
                             .watch_room(self.poll.registry(), SOCKET, false)?;
                         for key in std::mem::take(&mut self.blocked) {
@@ -211,6 +212,7 @@ impl<E: Events> Driver<E> {
             self.serve();
             self.ask(now);
             if !self.blocked.is_empty() {
+                bump(&self.counters.poll_calls, 1);
                 self.socket.watch_room(self.poll.registry(), SOCKET, true)?;
             }
         }
@@ -225,7 +227,7 @@ impl<E: Events> Driver<E> {
     fn poll(&mut self, events: &mut mio::Events, now: Instant) -> io::Result<()> {
         let wait = self.wait(now);
         if wait == Some(Duration::ZERO) {
-            return ask(&mut self.poll, events, wait);
+            return ask(&mut self.poll, &self.counters, events, wait);
         }
         let long = self.limits.busy_wait * PATIENCE;
         if !self.limits.busy_wait.is_zero() {
@@ -235,7 +237,7 @@ impl<E: Events> Driver<E> {
                 self.limits.busy_wait
             };
             for round in 0.. {
-                ask(&mut self.poll, events, Some(Duration::ZERO))?;
+                ask(&mut self.poll, &self.counters, events, Some(Duration::ZERO))?;
                 let waited = now.elapsed();
                 if !events.is_empty() || wait.is_some_and(|wait| waited >= wait) {
                     return Ok(());
@@ -243,13 +245,14 @@ impl<E: Events> Driver<E> {
                 if round >= BUSY_ROUNDS && waited >= moment {
                     break;
                 }
+                bump(&self.counters.yields, 1);
                 std::thread::yield_now();
             }
         }
         bump(&self.counters.wake_ups, 1);
         // A deadline that passed meanwhile only makes this short.
         let wait = self.wait(Instant::now());
-        ask(&mut self.poll, events, wait)?;
+        ask(&mut self.poll, &self.counters, events, wait)?;
         self.lively = now.elapsed() < long;
         Ok(())
     }
@@ -411,7 +414,13 @@ fn verified(identity: &NodeIdentity) -> (Verified, Verified) {
     )
 }
 
-fn ask(poll: &mut Poll, events: &mut mio::Events, wait: Option<Duration>) -> io::Result<()> {
+fn ask(
+    poll: &mut Poll,
+    counters: &Counters,
+    events: &mut mio::Events,
+    wait: Option<Duration>,
+) -> io::Result<()> {
+    bump(&counters.poll_calls, 1);
     match poll.poll(events, wait) {
         Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),
         _ => Ok(()),
