@@ -117,7 +117,10 @@ pub(crate) enum EndpointCommand<E: Events> {
 pub(crate) struct CommandSender<E: Events> {
     commands: Sender<Command<EndpointCommand<E>>>,
     waker: mio::Waker,
+    /// Something was sent since the event thread has begun to drain the channel.
     notified: AtomicBool,
+    /// The event thread waits, or is about to.
+    asleep: AtomicBool,
     /// The event thread is about to go: nobody dials any more. Locked while somebody does, so that what
     /// was sent before is in the channel when the thread drains it for the last time.
     ending: Mutex<bool>,
@@ -139,6 +142,7 @@ impl<E: Events> CommandSender<E> {
             commands,
             waker,
             notified: AtomicBool::new(false),
+            asleep: AtomicBool::new(false),
             ending: Mutex::new(false),
             socket,
             counters,
@@ -152,8 +156,9 @@ impl<E: Events> CommandSender<E> {
             return;
         }
         // The event thread lowers the flag before it drains the channel, so a command is either
-        // seen by that draining or raises the flag again.
-        if !self.notified.swap(true, Ordering::SeqCst) {
+        // seen by that draining or raises the flag again. And it says that it falls asleep before it
+        // looks at the flag for the last time: either it sees the flag, or who raised it sees that.
+        if !self.notified.swap(true, Ordering::SeqCst) && self.asleep.load(Ordering::SeqCst) {
             self.counters.wake_calls.fetch_add(1, Ordering::Relaxed);
             if let Err(error) = self.waker.wake() {
                 log::error!("the event thread cannot be woken: {error}");
@@ -174,6 +179,16 @@ impl<E: Events> CommandSender<E> {
     /// The event thread is about to drain the channel for the last time.
     pub fn ending(&self) {
         *self.ending.lock() = true;
+    }
+
+    /// Whether something was sent since the last draining.
+    pub fn is_notified(&self) -> bool {
+        self.notified.load(Ordering::SeqCst)
+    }
+
+    /// The event thread is about to wait, and is to be woken from now on, or does so no more.
+    pub fn sleeps(&self, asleep: bool) {
+        self.asleep.store(asleep, Ordering::SeqCst);
     }
 
     /// The event thread is about to drain the channel.

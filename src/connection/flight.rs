@@ -7,6 +7,9 @@
 //! without queues (BBR's gain, draft-ietf-ccwg-bbr, section 2.8), and what it delivers while a thread
 //! of the peer's waits for a processor. If the path can do more, that doubles with each round trip;
 //! where the congestion window is less, it is the limit as before.
+//!
+//! While there are short messages beside the long data, the peer's thread does not get that much to
+//! wait with: what is on its way is what they wait behind.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -18,6 +21,11 @@ use bytes::Bytes;
 const ALWAYS: usize = 256 << 10;
 /// How long a thread waits for a processor.
 const WAIT: Duration = Duration::from_millis(1);
+/// The same beside short messages.
+const ALWAYS_BESIDE_SHORT: usize = 128 << 10;
+const WAIT_BESIDE_SHORT: Duration = Duration::from_micros(25);
+/// After a short message, so long another is expected.
+const TALK: Duration = Duration::from_millis(50);
 /// How long the best delivery rate is remembered, at least: quiche tells that of the last packets
 /// only, and while an application has little to say, that is little.
 const REMEMBERED: Duration = Duration::from_secs(2);
@@ -32,6 +40,8 @@ pub struct Flight {
     most: usize,
     at: Option<Instant>,
     under_way: Arc<AtomicUsize>,
+    /// Who sends short messages does so until then.
+    talk_until: Option<Instant>,
 }
 
 impl Flight {
@@ -50,6 +60,16 @@ impl Flight {
         self.under_way.load(Relaxed)
     }
 
+    /// A short message is sent, by who sends no long ones.
+    pub fn short_message(&mut self, now: Instant) {
+        self.talk_until = Some(now + TALK);
+    }
+
+    /// Whether there are short messages, which wait behind what is on its way.
+    pub fn is_beside_short(&self, now: Instant) -> bool {
+        self.talk_until.is_some_and(|until| now < until)
+    }
+
     /// Takes the figures of the path in use.
     pub fn learn(&mut self, now: Instant, rate: u64, min_rtt: Option<Duration>) {
         self.at = Some(now);
@@ -59,10 +79,15 @@ impl Flight {
         }
         self.best[0] = self.best[0].max(rate);
         let best = u128::from(self.best[0].max(self.best[1]));
-        let time = 2 * min_rtt.unwrap_or_default() + WAIT;
+        let (always, wait) = if self.is_beside_short(now) {
+            (ALWAYS_BESIDE_SHORT, WAIT_BESIDE_SHORT)
+        } else {
+            (ALWAYS, WAIT)
+        };
+        let time = 2 * min_rtt.unwrap_or_default() + wait;
         self.most = usize::try_from(best * time.as_micros() / 1_000_000)
             .unwrap_or(usize::MAX)
-            .max(ALWAYS);
+            .max(always);
     }
 
     /// Counts this as under way, here and for its stream, until QUIC lets go of it: until the peer has
@@ -179,6 +204,23 @@ mod tests {
         let mut far = Flight::default();
         assert_eq!(room(&mut far, now, 12_500_000, 20 * MS), 512_500);
         assert_eq!(room(&mut far, now, 100_000_000, 100 * MS), 20_100_000);
+    }
+
+    #[test]
+    fn beside_short_messages_less_is_on_its_way() {
+        let mut flight = Flight::default();
+        let now = Instant::now();
+        flight.short_message(now);
+        let loopback = room(&mut flight, now, 2_000_000_000, MS / 20);
+        assert_eq!(loopback, 250_000);
+        let mut far = Flight::default();
+        far.short_message(now);
+        assert_eq!(room(&mut far, now, 12_500_000, 20 * MS), 500_312);
+        assert_eq!(
+            room(&mut flight, now + TALK, 2_000_000_000, MS / 20),
+            2_200_000,
+            "there are no more of them"
+        );
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes};
 
@@ -30,6 +30,8 @@ const MAX_CONTROL_OUT: usize = 256 << 10;
 const ENOUGH_TICKS: usize = 64;
 /// A stream with no more than this to send does not wait for what is on its way ([`super::flight`]).
 const SHORT: usize = 16 << 10;
+/// How long a stream counts as one with more after it had.
+const LONG: Duration = Duration::from_millis(50);
 /// The streams with more take turns of this.
 const TURN: usize = 256 << 10;
 
@@ -59,6 +61,8 @@ struct DataStream {
     urgency: Option<u8>,
     /// Bytes of it that quiche holds.
     under_way: Arc<AtomicUsize>,
+    /// It had much to send then.
+    long_at: Option<Instant>,
     /// How many bytes have been queued on it, ever.
     given: u64,
     /// Who is to be told, and how many bytes had been queued with what it sent last: in that order.
@@ -69,6 +73,11 @@ impl DataStream {
     fn push(&mut self, bytes: Bytes) {
         self.given += bytes.len() as u64;
         self.queue.push(bytes);
+    }
+
+    /// Whether it had much to send a moment ago: what is short now is the end of that, or stands behind it.
+    fn was_long(&self, now: Instant) -> bool {
+        self.long_at.is_some_and(|at| now < at + LONG)
     }
 
     /// Who is next to be told: little of what it sent is left to send, and of what was before it.
@@ -98,6 +107,7 @@ impl Outbound {
                     queue: SendQueue::default(),
                     urgency: None,
                     under_way: Arc::default(),
+                    long_at: None,
                     given: 0,
                     waiting: VecDeque::new(),
                 })
@@ -438,7 +448,10 @@ impl Connection {
             }
             let mut room = self.room(id, queued).min(most - drained);
             if queued > SHORT {
+                self.outbound.data[index].long_at = Some(now);
                 room = room.min(self.flight_room(now));
+            } else if !self.outbound.data[index].was_long(now) {
+                self.flight.short_message(now);
             }
             let stream = &mut self.outbound.data[index];
             let Some(bytes) = stream.queue.take(room) else {
@@ -455,6 +468,7 @@ impl Connection {
             match sent {
                 Ok((written, rest)) => {
                     drained += written;
+                    self.urgent |= written > 0;
                     if let Some(rest) = rest {
                         queue.put_back(rest.bytes);
                         break;

@@ -17,6 +17,8 @@ pub(super) const MAX_PACKET: usize = 16_383;
 
 /// Trains that one connection may send in its turn, so that it does not hold back the others.
 const TRAINS_PER_TURN: usize = 4;
+/// The same beside short messages, which come in between.
+const TRAINS_BESIDE_SHORT: usize = 1;
 /// The same for a thread that has just something to send, and other things to do.
 const TRAINS_AT_ONCE: usize = 2;
 /// How long an acknowledgement waits for a packet to travel in. One that acknowledges a single
@@ -83,7 +85,12 @@ pub(crate) trait Network {
 impl Connection {
     /// Sends what there is to send, as far as one turn goes.
     pub(crate) fn send(&mut self, train: &mut Train, now: Instant, network: &dyn Network) -> Sent {
-        self.send_trains(TRAINS_PER_TURN, train, now, network)
+        let most = if self.flight.is_beside_short(now) {
+            TRAINS_BESIDE_SHORT
+        } else {
+            TRAINS_PER_TURN
+        };
+        self.send_trains(most, train, now, network)
     }
 
     /// Whether nothing is on its way that the peer has yet to acknowledge: then a small message is

@@ -239,7 +239,10 @@ impl<E: Events> Driver<E> {
             for round in 0.. {
                 ask(&mut self.poll, &self.counters, events, Some(Duration::ZERO))?;
                 let waited = now.elapsed();
-                if !events.is_empty() || wait.is_some_and(|wait| waited >= wait) {
+                if !events.is_empty()
+                    || self.sender.is_notified()
+                    || wait.is_some_and(|wait| waited >= wait)
+                {
                     return Ok(());
                 }
                 if round >= BUSY_ROUNDS && waited >= moment {
@@ -249,12 +252,18 @@ impl<E: Events> Driver<E> {
                 std::thread::yield_now();
             }
         }
-        bump(&self.counters.wake_ups, 1);
-        // A deadline that passed meanwhile only makes this short.
-        let wait = self.wait(Instant::now());
-        ask(&mut self.poll, &self.counters, events, wait)?;
+        self.sender.sleeps(true);
+        let asked = if self.sender.is_notified() {
+            Ok(())
+        } else {
+            bump(&self.counters.wake_ups, 1);
+            // A deadline that passed meanwhile only makes this short.
+            let wait = self.wait(Instant::now());
+            ask(&mut self.poll, &self.counters, events, wait)
+        };
+        self.sender.sleeps(false);
         self.lively = now.elapsed() < long;
-        Ok(())
+        asked
     }
 
     /// How long nothing is to be done.
