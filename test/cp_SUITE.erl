@@ -3,16 +3,20 @@
 -include_lib("kernel/include/file.hrl").
 
 -export([all/0, suite/0, init_per_suite/1, end_per_suite/1, init_per_testcase/2, end_per_testcase/2]).
--export([both_ways/1, targets/1, resumes/1, interrupted/1, full_disk/1, node_dies/1, refuses/1, arguments/1]).
+-export([both_ways/1, targets/1, resumes/1, interrupted/1, full_disk/1, node_dies/1, another_connection/1, refuses/1, arguments/1]).
+
+%% run on a node
+-export([opener/1]).
 
 -import(quic_dist_test_files, [path/2, random/3, read/1, on_small_disk/2]).
 
 -define(LIB, quic_dist_test_lib).
+-define(S, quic_dist_test_streams).
 -define(MIB, 1048576).
 
 suite() -> [{timetrap, {seconds, 120}}].
 
-all() -> [both_ways, targets, resumes, interrupted, full_disk, node_dies, refuses, arguments].
+all() -> [both_ways, targets, resumes, interrupted, full_disk, node_dies, another_connection, refuses, arguments].
 
 init_per_suite(Config) -> ?LIB:init_suite(Config).
 end_per_suite(Config) -> ?LIB:end_suite(Config).
@@ -213,6 +217,41 @@ node_dies(Config) ->
          {error, enoent} = file:read_file_info(To),
          true = size_of(To ++ ".part") > 0
      end || {Direction, To} <- [{up, path("up", Config)}, {down, path("down", Config)}]].
+
+%% The connection ends in the midst, and on the next one the stream's number is somebody else's, who is left alone.
+another_connection(Config) ->
+    {From, _} = random("from", 8 * ?MIB, Config),
+    To = path("to", Config),
+    {A, _, _, NodeB} = ?S:pair(["-kernel", "dist_auto_connect", "never"]),
+    ?LIB:run(A, fun() ->
+        Report = fun({progress, Done, _}) when Done > 0 -> get(other) =:= undefined andalso put(other, same_number(NodeB));
+                    (_) -> ok
+                 end,
+        {error, {_, _}} = quic_dist_copy:copy({NodeB, From}, {node(), To}, [], Report),
+        Other = get(other),
+        ok = quic_dist:send(Other, <<"still there">>, true),
+        receive {at_b, Got} -> {fin, <<"still there">>} = Got after 20000 -> error(deadline) end
+    end, 60000).
+
+%% The connection goes, and on a new one the other node's first stream has the number of the one that there is now.
+same_number(B) ->
+    [#{ref := Stream}] = quic_dist:list_streams(B),
+    true = erlang:disconnect_node(B),
+    ?LIB:wait_until(fun() -> quic_dist:get_controller(B) =:= {error, not_connected} end, 20000),
+    ?LIB:wait_until(fun() -> net_kernel:connect_node(B) =:= true end, 20000),
+    Self = self(),
+    _ = spawn(fun() ->
+        ok = quic_dist:accept_streams(B),
+        _ = spawn(B, ?MODULE, opener, [Self]),
+        receive {quic_dist_stream, Stream, {data, <<"x">>, false}} -> Self ! same_number end,
+        timer:sleep(infinity)
+    end),
+    receive same_number -> Stream after 20000 -> error(deadline) end.
+
+opener(To) ->
+    {ok, S} = quic_dist:open_stream(node(To)),
+    ok = quic_dist:send(S, <<"x">>),
+    To ! {at_b, ?S:collect(S)}.
 
 refuses(Config) ->
     {From, _} = random("from", 100000, Config),
