@@ -3,7 +3,7 @@
 -include_lib("kernel/include/file.hrl").
 
 -export([all/0, suite/0, init_per_suite/1, end_per_suite/1, init_per_testcase/2, end_per_testcase/2]).
--export([both_ways/1, targets/1, resumes/1, interrupted/1, full_disk/1, node_dies/1, another_connection/1, refuses/1, arguments/1]).
+-export([both_ways/1, targets/1, resumes/1, interrupted/1, full_disk/1, node_dies/1, another_connection/1, bad_network/1, refuses/1, arguments/1]).
 
 %% run on a node
 -export([opener/1]).
@@ -16,7 +16,7 @@
 
 suite() -> [{timetrap, {seconds, 120}}].
 
-all() -> [both_ways, targets, resumes, interrupted, full_disk, node_dies, another_connection, refuses, arguments].
+all() -> [both_ways, targets, resumes, interrupted, full_disk, node_dies, another_connection, bad_network, refuses, arguments].
 
 init_per_suite(Config) -> ?LIB:init_suite(Config).
 end_per_suite(Config) -> ?LIB:end_suite(Config).
@@ -36,10 +36,12 @@ cp_start(Args, Flags) ->
 
 %% The same behind a relay of 20 MB/s each way: what is to happen in the midst of a copy of 96 MiB has seconds to do so. The relay keeps
 %% more than is ever under way, so it loses nothing.
-cp_start_slow(Handle, Args) ->
+cp_start_slow(Handle, Args) -> cp_start_behind(#{rate => 20000000, rate_ms => 2000}, Handle, Args).
+
+cp_start_behind(Options, Handle, Args) ->
     [Alive, _] = string:lexemes(atom_to_list(?LIB:node(Handle)), "@"),
     {port, Port, _} = erl_epmd:port_please(Alive, {127, 0, 0, 1}),
-    {Relay, RelayPort} = quic_dist_relay:start(#{to => Port, rate => 20000000, rate_ms => 2000}),
+    {Relay, RelayPort} = quic_dist_relay:start(Options#{to => Port}),
     %% the name as a list of numbers: ERL_FLAGS has no quotes that reach the other side
     Route = io_lib:format(" -pa ~ts -epmd_module quic_dist_test_epmd -kernel quic_dist_test_epmd #{~w=>~w}",
                           [filename:dirname(code:which(quic_dist_test_epmd)), Alive, RelayPort]),
@@ -252,6 +254,20 @@ opener(To) ->
     {ok, S} = quic_dist:open_stream(node(To)),
     ok = quic_dist:send(S, <<"x">>),
     To ! {at_b, ?S:collect(S)}.
+
+%% Packets are lost, doubled and overtaken.
+bad_network(Config) ->
+    {From, Data} = random("from", 4 * ?MIB, Config),
+    {Handle, At} = remote(),
+    [begin
+         {Relay, Cp} = cp_start_behind(?S:bad_network(), Handle, ["-q", Source, Target]),
+         {0, ""} = cp_end(Cp),
+         #{dropped := Dropped} = quic_dist_relay:stats(Relay),
+         true = Dropped > 0,
+         quic_dist_relay:stop(Relay),
+         true = read(To) =:= Data
+     end || {Source, Target, To} <- [{From, At ++ path("up", Config), path("up", Config)},
+                                     {At ++ From, path("down", Config), path("down", Config)}]].
 
 refuses(Config) ->
     {From, _} = random("from", 100000, Config),
