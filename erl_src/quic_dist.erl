@@ -390,8 +390,16 @@ with_node(Node, Fun) ->
         {error, _} -> {error, no_connection(Node)}
     end.
 
+%% Other carriers have a port (inet_tcp) or a process (inet_tls) there. One of
+%% ours is about to be known, or has ended.
 no_connection(Node) ->
     case lists:keyfind(Node, 1, erlang:system_info(dist_ctrl)) of
         {Node, Port} when is_port(Port) -> not_quic_connection;
+        {Node, Pid} when is_pid(Pid) ->
+            case erlang:process_info(Pid, initial_call) of
+                undefined -> not_connected;
+                {initial_call, {quic_dist_controller, _, _}} -> not_connected;
+                _ -> not_quic_connection
+            end;
         _ -> not_connected
     end.

@@ -470,7 +470,7 @@ post_nodeup(_Controller) ->
 -spec address(pid(), node()) -> #net_address{}.
 address(Controller, Node) ->
     case {quic_dist_controller:get_address(Controller, Node),
-          quic_dist_controller:enter_node(Controller, Node)} of
+          quic_dist_controller:set_node(Controller, Node)} of
         {{ok, Address}, ok} -> Address;
         _ -> ?shutdown(Node)
     end.

@@ -14,7 +14,7 @@
 -module(quic_dist_controller).
 
 -export([start_link/4, set_supervisor/2, get_node/1,
-         first_message/1, send/2, recv/3, getll/1, enter_node/2,
+         first_message/1, send/2, recv/3, getll/1, set_node/2,
          get_address/2, pre_nodeup/1,
          handshake_complete/3, tick/1, getstat/1, info/1]).
 -export([open_user_stream/2, open_user_stream/3, send_user_data/4,
@@ -108,12 +108,12 @@ recv(_Controller, _Length, _Timeout) ->
 getll(Controller) ->
     {ok, Controller}.
 
-%% @doc The VM knows the node, and `net_kernel' is about to: from now on the
-%% connection is found by the node's name, so that who has connected to a node
-%% can use its streams.
--spec enter_node(pid(), node()) -> ok | {error, closed}.
-enter_node(Controller, Node) ->
-    call(Controller, {enter_node, Node}).
+%% @doc Sets the name of the other node, once: the VM knows it, and `net_kernel'
+%% is about to. From now on the connection is found by the node's name, so that
+%% who has connected to a node can use its streams.
+-spec set_node(pid(), node()) -> ok | {error, closed | einval}.
+set_node(Controller, Node) ->
+    call(Controller, {set_node, Node}).
 
 %% @doc The address of the node, for `net_kernel:node_info/1'.
 -spec get_address(pid(), node()) ->
@@ -358,7 +358,7 @@ handshake_call(pre_nodeup, From, #state{closed = undefined} = State) ->
 handshake_call(pre_nodeup, From, State) ->
     reply(From, {error, closed}),
     State;
-handshake_call({enter_node, Node}, From,
+handshake_call({set_node, Node}, From,
                #state{link = #{conn := Conn, family := Family} = Link} = State) ->
     ok = quic_dist_nif:streams_start(Conn, Node),
     ok = quic_dist_endpoint:connected(Family, Node, Conn),
@@ -452,6 +452,13 @@ complete(From, DHandle, #state{link = #{conn := Conn} = Link, last = Last}) ->
 common_call({set_supervisor, Kernel}, From, Link) ->
     link(Kernel),
     reply(From, ok),
+    Link;
+%% In the second life it is too late.
+common_call({set_node, Node}, From, #{node := Known} = Link) ->
+    reply(From, case Known of
+                    Node -> ok;
+                    _ -> {error, einval}
+                end),
     Link;
 common_call(get_node, From, #{node := undefined} = Link) ->
     reply(From, undefined),

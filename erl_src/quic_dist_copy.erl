@@ -143,13 +143,20 @@ with_stream({Node, _} = There, Here, Function, Args, Fun) ->
         ok -> ok;
         {error, Refusal} -> throw({failed, There, Refusal})
     end,
+    %% Of this connection: after it the stream's number is somebody else's.
+    Controller = case quic_dist:get_controller(Node) of
+                     {ok, C} -> C;
+                     {error, Ended} -> throw({failed, There, Ended})
+                 end,
     {Pid, Monitor} = spawn_opt(Node, ?MODULE, Function, Args, [monitor]),
     Done = receive
-               {quic_dist_stream, {quic_dist_stream, Node, _} = Stream, passive} ->
+               {quic_dist_stream, {quic_dist_stream, Node, Id} = Stream, passive} ->
                    Ours = Fun(Stream),
                    _ = case Ours of
-                           {ok, _} -> quic_dist:close_stream(Stream);
-                           {error, _} -> quic_dist:reset_stream(Stream)
+                           {ok, _} ->
+                               quic_dist_controller:close_user_stream(Controller, Id);
+                           {error, _} ->
+                               quic_dist_controller:reset_user_stream(Controller, Id)
                        end,
                    receive
                        {'DOWN', Monitor, process, Pid, Exit} ->

@@ -322,6 +322,11 @@ set_priority(Conn, Id, Priority) ->
 %% From `stream_give' on the engine delivers nothing of the stream; what the
 %% caller has been sent is in its mailbox then, and is forwarded before the new
 %% owner gets anything from the engine.
+%%
+%% Messages of two senders have no order, though: to a mailbox that is kept off
+%% the heap and that many send to, they go by different ways. What the new owner
+%% was sent by the caller is in its mailbox when it answers a signal of the
+%% caller's that was sent later.
 -spec controlling_process(conn(), node(), id(), pid()) -> ok | {error, error()}.
 controlling_process(Conn, Node, Id, NewOwner)
   when is_pid(NewOwner), node(NewOwner) =:= node() ->
@@ -329,7 +334,9 @@ controlling_process(Conn, Node, Id, NewOwner)
         ok when NewOwner =:= self() ->
             quic_dist_nif:stream_given(Conn, Id, NewOwner);
         ok ->
-            forward({quic_dist_stream, Node, Id}, NewOwner),
+            Ref = {quic_dist_stream, Node, Id},
+            _ = forward(Ref, NewOwner, false)
+                andalso process_info(NewOwner, message_queue_len),
             quic_dist_nif:stream_given(Conn, Id, NewOwner);
         {error, _} = Error ->
             Error
@@ -337,13 +344,14 @@ controlling_process(Conn, Node, Id, NewOwner)
 controlling_process(_Conn, _Node, _Id, NewOwner) ->
     bad_option({owner, NewOwner}).
 
-forward(Ref, NewOwner) ->
+%% Whether there was anything.
+forward(Ref, NewOwner, Forwarded) ->
     receive
         {quic_dist_stream, Ref, _} = Message ->
             NewOwner ! Message,
-            forward(Ref, NewOwner)
+            forward(Ref, NewOwner, true)
     after 0 ->
-        ok
+        Forwarded
     end.
 
 %% @doc Adds `Acceptor' to those who take turns in owning the streams that the

@@ -3,16 +3,20 @@
 -include_lib("kernel/include/file.hrl").
 
 -export([all/0, suite/0, init_per_suite/1, end_per_suite/1, init_per_testcase/2, end_per_testcase/2]).
--export([both_ways/1, targets/1, resumes/1, interrupted/1, full_disk/1, node_dies/1, refuses/1, arguments/1]).
+-export([both_ways/1, targets/1, resumes/1, interrupted/1, full_disk/1, node_dies/1, another_connection/1, bad_network/1, refuses/1, arguments/1]).
+
+%% run on a node
+-export([opener/1]).
 
 -import(quic_dist_test_files, [path/2, random/3, read/1, on_small_disk/2]).
 
 -define(LIB, quic_dist_test_lib).
+-define(S, quic_dist_test_streams).
 -define(MIB, 1048576).
 
 suite() -> [{timetrap, {seconds, 120}}].
 
-all() -> [both_ways, targets, resumes, interrupted, full_disk, node_dies, refuses, arguments].
+all() -> [both_ways, targets, resumes, interrupted, full_disk, node_dies, another_connection, bad_network, refuses, arguments].
 
 init_per_suite(Config) -> ?LIB:init_suite(Config).
 end_per_suite(Config) -> ?LIB:end_suite(Config).
@@ -32,10 +36,12 @@ cp_start(Args, Flags) ->
 
 %% The same behind a relay of 20 MB/s each way: what is to happen in the midst of a copy of 96 MiB has seconds to do so. The relay keeps
 %% more than is ever under way, so it loses nothing.
-cp_start_slow(Handle, Args) ->
+cp_start_slow(Handle, Args) -> cp_start_behind(#{rate => 20000000, rate_ms => 2000}, Handle, Args).
+
+cp_start_behind(Options, Handle, Args) ->
     [Alive, _] = string:lexemes(atom_to_list(?LIB:node(Handle)), "@"),
     {port, Port, _} = erl_epmd:port_please(Alive, {127, 0, 0, 1}),
-    {Relay, RelayPort} = quic_dist_relay:start(#{to => Port, rate => 20000000, rate_ms => 2000}),
+    {Relay, RelayPort} = quic_dist_relay:start(Options#{to => Port}),
     %% the name as a list of numbers: ERL_FLAGS has no quotes that reach the other side
     Route = io_lib:format(" -pa ~ts -epmd_module quic_dist_test_epmd -kernel quic_dist_test_epmd #{~w=>~w}",
                           [filename:dirname(code:which(quic_dist_test_epmd)), Alive, RelayPort]),
@@ -213,6 +219,55 @@ node_dies(Config) ->
          {error, enoent} = file:read_file_info(To),
          true = size_of(To ++ ".part") > 0
      end || {Direction, To} <- [{up, path("up", Config)}, {down, path("down", Config)}]].
+
+%% The connection ends in the midst, and on the next one the stream's number is somebody else's, who is left alone.
+another_connection(Config) ->
+    {From, _} = random("from", 8 * ?MIB, Config),
+    To = path("to", Config),
+    {A, _, _, NodeB} = ?S:pair(["-kernel", "dist_auto_connect", "never"]),
+    ?LIB:run(A, fun() ->
+        Report = fun({progress, Done, _}) when Done > 0 -> get(other) =:= undefined andalso put(other, same_number(NodeB));
+                    (_) -> ok
+                 end,
+        {error, {_, _}} = quic_dist_copy:copy({NodeB, From}, {node(), To}, [], Report),
+        Other = get(other),
+        ok = quic_dist:send(Other, <<"still there">>, true),
+        receive {at_b, Got} -> {fin, <<"still there">>} = Got after 20000 -> error(deadline) end
+    end, 60000).
+
+%% The connection goes, and on a new one the other node's first stream has the number of the one that there is now.
+same_number(B) ->
+    [#{ref := Stream}] = quic_dist:list_streams(B),
+    true = erlang:disconnect_node(B),
+    ?LIB:wait_until(fun() -> quic_dist:get_controller(B) =:= {error, not_connected} end, 20000),
+    ?LIB:wait_until(fun() -> net_kernel:connect_node(B) =:= true end, 20000),
+    Self = self(),
+    _ = spawn(fun() ->
+        ok = quic_dist:accept_streams(B),
+        _ = spawn(B, ?MODULE, opener, [Self]),
+        receive {quic_dist_stream, Stream, {data, <<"x">>, false}} -> Self ! same_number end,
+        timer:sleep(infinity)
+    end),
+    receive same_number -> Stream after 20000 -> error(deadline) end.
+
+opener(To) ->
+    {ok, S} = quic_dist:open_stream(node(To)),
+    ok = quic_dist:send(S, <<"x">>),
+    To ! {at_b, ?S:collect(S)}.
+
+%% Packets are lost, doubled and overtaken.
+bad_network(Config) ->
+    {From, Data} = random("from", 4 * ?MIB, Config),
+    {Handle, At} = remote(),
+    [begin
+         {Relay, Cp} = cp_start_behind(?S:bad_network(), Handle, ["-q", Source, Target]),
+         {0, ""} = cp_end(Cp),
+         #{dropped := Dropped} = quic_dist_relay:stats(Relay),
+         true = Dropped > 0,
+         quic_dist_relay:stop(Relay),
+         true = read(To) =:= Data
+     end || {Source, Target, To} <- [{From, At ++ path("up", Config), path("up", Config)},
+                                     {At ++ From, path("down", Config), path("down", Config)}]].
 
 refuses(Config) ->
     {From, _} = random("from", 100000, Config),

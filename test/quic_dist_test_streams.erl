@@ -1,7 +1,7 @@
 %% Processes on the nodes under test that open, accept, send on and read streams of the application's own.
 -module(quic_dist_test_streams).
 
--export([pair/0, pair/1, on_pair/1, behind_relay/3, acceptor/2, acceptor/3, on/4, call/2, told/2, collect/1, collect/2, drained/0]).
+-export([pair/0, pair/1, on_pair/1, on_pair/2, bad_network/0, on_path/3, behind_relay/3, acceptor/2, acceptor/3, on/4, call/2, told/2, collect/1, collect/2, drained/0]).
 -export([wait_for/1, wait_dead/1]).
 -export([forward/3, serve/1, echo/1, sink/2, numbers/2]).
 
@@ -23,6 +23,32 @@ pair(Args) ->
 on_pair(Fun) ->
     {A, _, _, NodeB} = pair(),
     ?LIB:run(A, fun() -> Fun(NodeB) end, 80000).
+
+%% The same, behind a relay if the suite's group has said so: `{path, Options}`.
+-spec on_pair(list(), fun((node()) -> Result)) -> Result.
+on_pair(Config, Fun) ->
+    case proplists:get_value(path, Config) of
+        undefined -> on_pair(Fun);
+        Options -> on_path(Options, ["-kernel", "net_ticktime", "300"], Fun)
+    end.
+
+%% What a relay does in a bad network.
+-spec bad_network() -> quic_dist_relay:options().
+bad_network() -> #{loss => 0.02, duplicate => 0.02, reorder => 0.05}.
+
+%% Runs a fun on the first of two nodes with a relay between them, with the other's name.
+-spec on_path(quic_dist_relay:options(), [string()], fun((node()) -> Result)) -> Result.
+on_path(Options, Args, Fun) ->
+    [A, B] = ?LIB:start_all([#{tag => T, args => ["-epmd_module", "quic_dist_test_epmd" | Args]} || T <- ["a", "b"]]),
+    Relay = behind_relay(A, B, Options),
+    NodeB = ?LIB:node(B),
+    Result = ?LIB:run(A, fun() -> Fun(NodeB) end, 100000),
+    #{dropped := Dropped} = Stats = quic_dist_relay:stats(Relay),
+    ct:log("~p", [Stats]),
+    %% a relay that did nothing would be no test
+    true = Dropped > 0 orelse not is_map_key(loss, Options),
+    quic_dist_relay:stop(Relay),
+    Result.
 
 %% Connects A to B by a relay. Both were started with `-epmd_module quic_dist_test_epmd`.
 -spec behind_relay(map(), map(), quic_dist_relay:options()) -> pid().

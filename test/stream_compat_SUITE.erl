@@ -1,20 +1,22 @@
 %% What a program written for erlang_quic's user streams relies on, besides what streams_SUITE shows of the API: the specification's functions by
 %% controller, the programs of its documentation, and where its answer is `ok`. docs/streams.md lists what is different on purpose.
 -module(stream_compat_SUITE).
+-include_lib("common_test/include/ct.hrl").
 
 -export([all/0, suite/0, init_per_suite/1, end_per_suite/1, init_per_testcase/2, end_per_testcase/2]).
--export([of_the_controller/1, documented_program/1, controller_functions/1, finishing_again/1, finishing_what_has_ended/1,
+-export([of_the_controller/1, documented_program/1, controller_functions/1, other_carriers/1, finishing_again/1, finishing_what_has_ended/1,
          nearest_priority/1, dead_processes/1, processes_elsewhere/1]).
 %% run on the nodes
 -export([pool/2]).
 
 -define(LIB, quic_dist_test_lib).
+-define(CA, quic_dist_test_ca).
 -define(S, quic_dist_test_streams).
 
 suite() -> [{timetrap, {seconds, 90}}].
 
 all() ->
-    [of_the_controller, documented_program, controller_functions, finishing_again, finishing_what_has_ended, nearest_priority,
+    [of_the_controller, documented_program, controller_functions, other_carriers, finishing_again, finishing_what_has_ended, nearest_priority,
      dead_processes, processes_elsewhere].
 
 init_per_suite(Config) -> ?LIB:init_suite(Config).
@@ -64,7 +66,10 @@ documented_program(_Config) ->
                                {quic_dist_controller, [{open_user_stream, 2}, {open_user_stream, 3}, {send_user_data, 4},
                                                        {close_user_stream, 2}, {reset_user_stream, 2}, {reset_user_stream, 3},
                                                        {accept_user_streams, 2}, {stop_accepting_streams, 1},
-                                                       {controlling_process, 3}, {list_user_streams, 1}]}],
+                                                       {controlling_process, 3}, {list_user_streams, 1},
+                                                       %% all but start_link/2, which docs/streams.md says
+                                                       {get_address, 2}, {get_node, 1}, {getll, 1}, {getstat, 1}, {pre_nodeup, 1},
+                                                       {recv, 3}, {send, 2}, {set_node, 2}, {set_supervisor, 2}, {tick, 1}]}],
             {F, Arity} <- Functions],
         Pool = [?S:on(B, ?MODULE, pool, [self(), node()]) || _ <- lists:seq(1, 3)],
         [begin
@@ -113,6 +118,10 @@ controller_functions(_Config) ->
     ?S:on_pair(fun(B) ->
         {ok, C} = quic_dist:get_controller(B),
         {ok, B} = quic_dist_controller:get_node(C),
+        %% it has its name already
+        ok = quic_dist_controller:set_node(C, B),
+        {error, einval} = quic_dist_controller:set_node(C, nowhere),
+        {ok, B} = quic_dist_controller:get_node(C),
         {ok, C} = quic_dist_controller:getll(C),
         ok = quic_dist_controller:tick(C),
         {ok, Received, Sent, 0} = quic_dist_controller:getstat(C),
@@ -126,6 +135,29 @@ controller_functions(_Config) ->
         {error, closed} = quic_dist_controller:get_address(Gone, B),
         ok
     end).
+
+%% A node that is connected, but not by QUIC: its controller is a port (inet_tcp) or a process (inet_tls).
+other_carriers(Config) ->
+    Authority = ?CA:authority("authority"),
+    Leaf = ?CA:leaf(Authority, #{names => [{ip, {127, 0, 0, 1}}]}),
+    [Cert, Key] = [?CA:write(filename:join(?config(priv_dir, Config), Name), Pem)
+                   || {Name, Pem} <- [{"other.pem", ?CA:pem(Leaf)}, {"other.key", ?CA:key_pem(Leaf)}]],
+    Terms = [{server, [{certfile, Cert}, {keyfile, Key}]}, {client, [{verify, verify_none}]}],
+    Tls = ?CA:write(filename:join(?config(priv_dir, Config), "other.opt"), io_lib:format("~p.~n", [Terms])),
+    Pairs = [?LIB:start_all([#{carrier => Carrier, tag => T, args => Args} || T <- ["a", "b"]])
+             || {Carrier, Args} <- [{"inet_tcp", []}, {"inet_tls", ["-ssl_dist_optfile", Tls]}]],
+    [begin
+         ?LIB:connect(A, B),
+         Node = ?LIB:node(B),
+         Stream = {quic_dist_stream, Node, 20},
+         [{error, not_quic_connection} = ?LIB:call(A, quic_dist, F, Args)
+          || {F, Args} <- [{open_stream, [Node]}, {accept_streams, [Node]}, {stop_accepting, [Node]}, {get_controller, [Node]},
+                           {send, [Stream, <<"x">>]}, {close_stream, [Stream]}, {reset_stream, [Stream]}, {recv, [Stream, 1]},
+                           {send_datagram, [Node, <<"x">>]}, {datagram_size, [Node]}]],
+         [] = ?LIB:call(A, quic_dist, list_streams, [Node]),
+         {error, not_connected} = ?LIB:call(A, quic_dist, open_stream, ['nobody@127.0.0.1'])
+     end || [A, B] <- Pairs],
+    ok.
 
 %% Who has finished says so again, in either way: it is so. The peer is told once.
 finishing_again(_Config) ->

@@ -3,7 +3,7 @@
 -include_lib("common_test/include/ct.hrl").
 
 -export([all/0, suite/0, init_per_suite/1, end_per_suite/1, init_per_testcase/2, end_per_testcase/2]).
--export([shares/1, ends_at_every_step/1]).
+-export([shares/1, shares_with_loss/1, ends_at_every_step/1]).
 %% run on the nodes
 -export([counter/2, acceptor/2]).
 
@@ -12,40 +12,25 @@
 
 suite() -> [{timetrap, {seconds, 120}}].
 
-all() -> [shares, ends_at_every_step].
+all() -> [shares, shares_with_loss, ends_at_every_step].
 
 init_per_suite(Config) -> ?LIB:init_suite(Config).
 end_per_suite(Config) -> ?LIB:end_suite(Config).
 init_per_testcase(Case, Config) -> ?LIB:init_case(Case, [{Case, "streams are QUIC's"}], Config).
 end_per_testcase(_Case, Config) -> ?LIB:end_case(Config).
 
-%% Two nodes with a relay between them.
-on_path(Options, Args, Fun) ->
-    [A, B] = ?LIB:start_all([#{tag => T, args => ["-epmd_module", "quic_dist_test_epmd" | Args]} || T <- ["a", "b"]]),
-    Relay = ?S:behind_relay(A, B, Options),
-    NodeB = ?LIB:node(B),
-    Result = ?LIB:run(A, fun() -> Fun(NodeB) end, 100000),
-    ct:log("~p", [quic_dist_relay:stats(Relay)]),
-    quic_dist_relay:stop(Relay),
-    Result.
-
 %%% Whose turn it is
 
 %% A link of 8 MB/s that everybody could fill alone. What each gets of it while all of them send:
 shares(_Config) ->
     %% whose turn it is shows among those that have something to send, even if they wait for a processor
-    Figures = on_path(#{rate => 8000000}, ["-quic_dist", "user_stream_queue", "4194304"], fun(B) ->
+    Figures = ?S:on_path(#{rate => 8000000}, ["-quic_dist", "user_stream_queue", "4194304"], fun(B) ->
         Counter = ?S:on(B, ?MODULE, counter, [self(), node()]),
-        Full = fun(Priority) ->
-            {ok, S} = quic_dist:open_stream(B, [{priority, Priority}]),
-            Pid = spawn_link(fun() -> Chunk = binary:copy(<<0>>, 65536), (fun Go() -> ok = quic_dist:send(S, Chunk), Go() end)() end),
-            {S, Pid}
-        end,
-        {{_, _, Low} = LowS, _} = Full(200),
-        {{_, _, Low2}, _} = Full(200),
+        {_, _, Low} = LowS = full(B, 200),
+        {_, _, Low2} = full(B, 200),
         timer:sleep(1500),
         Alike = window(Counter),
-        {{_, _, High}, _} = Full(16),
+        {_, _, High} = full(B, 16),
         timer:sleep(1500),
         Urgent = window(Counter),
         ok = quic_dist:set_priority(LowS, 16),
@@ -53,8 +38,7 @@ shares(_Config) ->
         Raised = window(Counter),
         ok = quic_dist:set_priority(LowS, 255),
         %% messages of the distribution, beside all of these
-        Payload = binary:copy(<<0>>, 65536),
-        _ = spawn_link(fun() -> (fun Go() -> Counter ! {message, Payload}, Go() end)() end),
+        messages(Counter),
         timer:sleep(1500),
         Messages = window(Counter),
         [share([Low], Alike), share([Low2], Alike), share([High], Urgent), share([Low], Raised), share([High], Raised),
@@ -66,6 +50,35 @@ shares(_Config) ->
     [true = Share > 0.35 || Share <- [OneOfTwo, OtherOfTwo, Raised, Other]],
     true = Urgent > 0.8,
     true = Messages > 0.8.
+
+%% The same order where packets are lost: what has to be sent again has its stream's turn.
+shares_with_loss(_Config) ->
+    Figures = ?S:on_path(#{rate => 8000000, loss => 0.01, reorder => 0.02}, ["-quic_dist", "user_stream_queue", "4194304"], fun(B) ->
+        Counter = ?S:on(B, ?MODULE, counter, [self(), node()]),
+        _ = full(B, 200),
+        {_, _, High} = full(B, 16),
+        timer:sleep(1000),
+        Urgent = window(Counter),
+        messages(Counter),
+        timer:sleep(1000),
+        Messages = window(Counter),
+        [share([High], Urgent), share([message], Messages), Urgent, Messages]
+    end),
+    ct:log("with loss: one of 16 beside one of 200 ~p; messages beside both ~p (~p, ~p)", Figures),
+    [Urgent, Messages | _] = Figures,
+    true = Urgent > 0.8,
+    true = Messages > 0.8.
+
+%% A stream that has always something to send.
+full(B, Priority) ->
+    {ok, S} = quic_dist:open_stream(B, [{priority, Priority}]),
+    _ = spawn_link(fun() -> Chunk = binary:copy(<<0>>, 65536), (fun Go() -> ok = quic_dist:send(S, Chunk), Go() end)() end),
+    S.
+
+%% And the distribution.
+messages(Counter) ->
+    Payload = binary:copy(<<0>>, 65536),
+    spawn_link(fun() -> (fun Go() -> Counter ! {message, Payload}, Go() end)() end).
 
 %% What each stream brings in two seconds.
 window(Counter) ->
@@ -95,7 +108,7 @@ add(Key, Data, Counts) -> maps:update_with(Key, fun(N) -> N + byte_size(Data) en
 %% Each side of each stream does a few things at random and then finishes, cuts or dies, in a bad network. Whoever lives is told exactly one end
 %% of its stream, and nothing is left.
 ends_at_every_step(_Config) ->
-    {Seed, Ends} = on_path(#{loss => 0.02, duplicate => 0.01, reorder => 0.05}, [], fun(B) ->
+    {Seed, Ends} = ?S:on_path(#{loss => 0.02, duplicate => 0.01, reorder => 0.05}, [], fun(B) ->
         Seed = erlang:unique_integer([positive]) bxor erlang:system_time(),
         _ = rand:seed(exsss, Seed),
         _ = [?S:on(B, ?MODULE, acceptor, [self(), rand:uniform(1 bsl 30)]) || _ <- lists:seq(1, 3)],
@@ -154,8 +167,13 @@ last() ->
 run(S, [{send, Bytes} | Plan], To) -> _ = quic_dist:send(S, rand:bytes(Bytes)), run(S, Plan, To);
 run(S, [{sleep, Ms} | Plan], To) -> timer:sleep(Ms), run(S, Plan, To);
 run(S, [{reset, Code} | Plan], To) -> _ = quic_dist:reset_stream(S, Code), run(S, Plan, To);
-%% with data: docs/architecture.md says what may become of a FIN alone where packets are lost
-run(S, [finish | Plan], To) -> _ = quic_dist:send(S, <<"end">>, true), run(S, Plan, To);
+run(S, [finish | Plan], To) ->
+    %% with data, or alone: then maybe when all data has been acknowledged
+    _ = case rand:uniform(2) of
+        1 -> quic_dist:send(S, <<"end">>, true);
+        2 -> quic_dist:close_stream(S)
+    end,
+    run(S, Plan, To);
 run(_S, [die | _], _To) -> exit(died);
 run(S, [move | Plan], To) ->
     %% somebody else goes on; whose end it is, is told by whom it was

@@ -1,21 +1,30 @@
 %% Who owns the streams of the application's own, between real nodes: acceptors, streams that change hands, owners that die.
 -module(stream_owners_SUITE).
+-include_lib("common_test/include/ct.hrl").
 
--export([all/0, suite/0, init_per_suite/1, end_per_suite/1, init_per_testcase/2, end_per_testcase/2]).
+-export([all/0, groups/0, suite/0, init_per_group/2, end_per_group/2, init_per_suite/1, end_per_suite/1, init_per_testcase/2,
+         end_per_testcase/2]).
 -export([acceptors_take_turns/1, refused/1, owners_only/1, moves_while_data_arrives/1, mailbox_follows/1, owner_dies/1,
-         dies_while_giving/1, cut_while_used/1]).
+         dies_while_giving/1, cut_while_used/1, order_in_a_contended_mailbox/1]).
 %% run on the nodes
 -export([relay_race/3]).
 
 -define(LIB, quic_dist_test_lib).
 -define(S, quic_dist_test_streams).
 -define(OWNER_DOWN, 0).
+%% Numbers that each owner of a stream that changes hands sends.
+-define(BACK, 10).
 
 suite() -> [{timetrap, {seconds, 90}}].
 
 all() ->
     [acceptors_take_turns, refused, owners_only, moves_while_data_arrives, mailbox_follows, owner_dies, dies_while_giving,
-     cut_while_used].
+     cut_while_used, order_in_a_contended_mailbox, {group, bad_network}].
+
+groups() -> [{bad_network, [], [moves_while_data_arrives]}].
+
+init_per_group(bad_network, Config) -> [{path, ?S:bad_network()} | Config].
+end_per_group(_Group, _Config) -> ok.
 
 init_per_suite(Config) -> ?LIB:init_suite(Config).
 end_per_suite(Config) -> ?LIB:end_suite(Config).
@@ -86,10 +95,10 @@ owners_only(_Config) ->
         ?S:drained()
     end).
 
-%% The stream changes hands as fast as it can, while four million numbers arrive; each owner takes what it gets.
-moves_while_data_arrives(_Config) ->
-    ?S:on_pair(fun(B) ->
-        Total = 4000000,
+%% The stream changes hands as fast as it can, while numbers arrive and others are sent back; each owner takes what it gets.
+moves_while_data_arrives(Config) ->
+    Total = case ?config(path, Config) of undefined -> 4000000; _ -> 400000 end,
+    ?S:on_pair(Config, fun(B) ->
         Runners = 5,
         Self = self(),
         _ = spawn(B, ?MODULE, relay_race, [self(), node(), Runners]),
@@ -100,9 +109,12 @@ moves_while_data_arrives(_Config) ->
             ok = quic_dist:send(S, <<>>, true),
             Self ! sent
         end),
+        {fin, Back} = ?S:collect(S, 60000),
         {Got, Moves} = receive {raced, G, M} -> {G, M} after 60000 -> error(deadline) end,
         true = Moves > 100,
-        true = Got =:= ?S:numbers(0, Total)
+        true = Got =:= ?S:numbers(0, Total),
+        %% each owner has sent as well
+        true = Back =:= ?S:numbers(0, Moves * ?BACK)
     end).
 
 %% All runners append to one list, which travels with the stream: an order that any loss, doubling or overtaking would break.
@@ -119,6 +131,7 @@ runner(To) ->
 runner(To, S, Acc, Moves, Others) ->
     receive
         {quic_dist_stream, S, {data, Data, true}} ->
+            ok = quic_dist:send(S, <<>>, true),
             To ! {raced, iolist_to_binary(lists:reverse([Data | Acc])), Moves},
             timer:sleep(infinity);
         {quic_dist_stream, S, {data, Data, false}} ->
@@ -128,10 +141,56 @@ runner(To, S, Acc, Moves, Others) ->
     end.
 
 pass(To, S, Acc, Moves, [Next | Rest]) ->
+    ok = quic_dist:send(S, ?S:numbers(Moves * ?BACK, ?BACK)),
     %% whoever has the stream and whoever has the list must be the same
     ok = quic_dist:controlling_process(S, Next),
     Next ! {baton, S, Acc, Moves + 1, Rest ++ [self()]},
     runner(To).
+
+%% A mailbox that is kept off the heap, and that many send to at once, has several entrances: what different senders send has no order then.
+%% Here it has them from the beginning, and its owner does not look at it while what the old owner had comes, and then more.
+order_in_a_contended_mailbox(_Config) ->
+    ?S:on_pair(fun(B) ->
+        Peer = ?S:acceptor(B, []),
+        Self = self(),
+        _ = erts_debug:set_internal_state(available_internal_state, true),
+        [begin
+             Looks = atomics:new(1, []),
+             Heir = spawn_opt(fun() ->
+                 true = erts_debug:set_internal_state(proc_sig_buffers, true),
+                 Self ! ready,
+                 busy(Looks),
+                 receive {collect, S} -> Self ! ?S:collect(S) end
+             end, [link, {message_queue_data, off_heap}]),
+             receive ready -> ok end,
+             Owner = spawn_link(fun() ->
+                 {ok, S} = quic_dist:open_stream(B),
+                 ok = quic_dist:send(S, <<"x">>),
+                 Self ! {opened, S},
+                 receive give -> ok = quic_dist:controlling_process(S, Heir) end,
+                 Self ! given
+             end),
+             {_, _, Id} = S = receive {opened, Opened} -> Opened end,
+             T = {quic_dist_stream, node(), Id},
+             receive {Peer, {_, T, {data, <<"x">>, false}}} -> ok after 5000 -> error(deadline) end,
+             ok = ?S:call(Peer, fun() -> quic_dist:send(T, <<1:32>>) end),
+             ok = ?S:wait_for(fun() -> process_info(Owner, message_queue_len) =:= {message_queue_len, 1} end),
+             Owner ! give,
+             receive given -> ok end,
+             ok = ?S:call(Peer, fun() -> quic_dist:send(T, <<2:32>>, true) end),
+             timer:sleep(5),
+             ok = atomics:put(Looks, 1, 1),
+             Heir ! {collect, S},
+             receive {fin, <<1:32, 2:32>>} -> ok; {fin, Wrong} -> error({out_of_order, Wrong}) after 20000 -> error(deadline) end
+         end || _ <- lists:seq(1, 20)],
+        ok
+    end).
+
+busy(Looks) ->
+    case atomics:get(Looks, 1) of
+        0 -> busy(Looks);
+        1 -> ok
+    end.
 
 mailbox_follows(_Config) ->
     ?S:on_pair(fun(B) ->

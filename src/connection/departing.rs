@@ -4,7 +4,8 @@
 //! A side that wants a stream cut says so on the control stream. Then both sides finish what they
 //! send on it, and read what comes to its end and throw it away: quiche forgets a stream, and gives
 //! its peer credit for another, only when both directions have come to an end, and what it has been
-//! given is within the peer's credit, so it arrives.
+//! given is within the peer's credit, so it arrives. The last byte says that it was cut: the word
+//! may be lost at first, and such an end is not one that anybody is told of.
 //!
 //! RESET_STREAM and STOP_SENDING (RFC 9000, sections 19.4 and 19.5) would spare that, but quiche 0.30
 //! does not get them right. With the first it may send a FIN as well; where that comes first, a
@@ -19,18 +20,23 @@ use crate::close::code;
 use crate::config::Limits;
 use crate::event::StreamEvent;
 use crate::layout::{Role, is_uni, user_stream_kind};
-use crate::streams::{END, Left};
+use crate::streams::{CUT, Left};
+
+pub(super) const TOO_MANY_CUT: &str = "more streams were cut than can be open";
 
 /// See the module's documentation.
 pub(super) struct Departing {
     streams: HashMap<u64, Step>,
-    /// So many can there be that have not come yet: the peer has QUIC's credit for no more.
+    /// So many can there be of which one of the two, stream and word, has not come yet: the peer has
+    /// QUIC's credit for no more.
     most_awaited: usize,
 }
 
 enum Step {
     /// The peer's word that it is cut has overtaken it.
     Await,
+    /// It has overtaken the word. Nobody is told anything until that comes.
+    Unsaid,
     /// What comes is thrown away; and whether quiche has not been given the end of our direction.
     Here { sending: bool },
 }
@@ -60,10 +66,10 @@ impl Departing {
     /// Finishes what can be finished, and looks which of them have gone.
     pub fn look_after(&mut self, quic: &mut Quic) {
         self.streams.retain(|&id, step| match step {
-            Step::Await => true,
+            Step::Await | Step::Unsaid => true,
             Step::Here { sending } => match quic.stream_capacity(id) {
                 Ok(1..) if *sending => {
-                    *sending = quic.stream_send(id, &END, true).is_err();
+                    *sending = quic.stream_send(id, &CUT, true).is_err();
                     true
                 }
                 // Asking also makes quiche forget a stream that the peer has stopped.
@@ -75,8 +81,17 @@ impl Departing {
     /// A stream is to be cut when it comes. False: so many cannot be under way.
     fn await_stream(&mut self, id: u64) -> bool {
         self.streams.entry(id).or_insert(Step::Await);
-        let steps = self.streams.values();
-        steps.filter(|step| matches!(step, Step::Await)).count() <= self.most_awaited
+        self.count(|step| matches!(step, Step::Await)) <= self.most_awaited
+    }
+
+    /// The peer's end of a stream that it has cut has come. False: as above.
+    pub fn cut(&mut self, id: u64) -> bool {
+        self.streams.entry(id).or_insert(Step::Unsaid);
+        self.count(|step| matches!(step, Step::Unsaid)) <= self.most_awaited
+    }
+
+    fn count(&self, which: impl Fn(&Step) -> bool) -> usize {
+        self.streams.values().filter(|step| which(step)).count()
     }
 
     #[cfg(test)]
@@ -123,7 +138,7 @@ impl Connection {
             && !self.quic.stream_closed(id)
             && !self.user.departing.await_stream(id)
         {
-            self.break_off(code::PROTOCOL, "more streams were cut than can be open");
+            self.break_off(code::PROTOCOL, TOO_MANY_CUT);
         }
     }
 

@@ -8,14 +8,14 @@ use std::time::Instant;
 
 use bytes::BufMut;
 
-use super::departing::Departing;
+use super::departing::{Departing, TOO_MANY_CUT};
 use super::in_the_way::LAST;
 use super::{Connection, Happening, State};
 use crate::close::code;
 use crate::config::Limits;
 use crate::event::{Event, StreamEvent};
 use crate::layout::{CONTROL, Role, user_stream_kind};
-use crate::streams::{Order, Read, Write};
+use crate::streams::{CUT, Order, Read, Write};
 
 /// One delivery holds at most this many bytes, unless more was asked for.
 const READ_BATCH: usize = 256 << 10;
@@ -44,6 +44,8 @@ enum Stop {
     Empty,
     /// The peer has finished.
     Fin,
+    /// The peer has cut the stream.
+    Cut,
     /// The peer has ended it as no stream of the application's ends.
     Broken,
 }
@@ -139,6 +141,11 @@ impl Connection {
             let text = format!("stream {id} was reset, or ended without its last byte");
             return self.break_off(code::PROTOCOL, &text);
         }
+        if let Stop::Cut = stop
+            && !self.user.departing.cut(id)
+        {
+            return self.break_off(code::PROTOCOL, TOO_MANY_CUT);
+        }
         let fin = matches!(stop, Stop::Fin);
         let unread = matches!(stop, Stop::Enough) && self.quic.stream_readable(id);
         if let Some(event) = self.shared.streams.read(read, fin, unread) {
@@ -165,8 +172,9 @@ impl Connection {
             {
                 Ok((0, true)) | Err(quiche::Error::StreamReset(_)) => return Stop::Broken,
                 Ok((_, true)) => {
+                    let cut = read.bytes.ends_with(&CUT);
                     read.bytes.truncate(read.bytes.len() - 1);
-                    return Stop::Fin;
+                    return if cut { Stop::Cut } else { Stop::Fin };
                 }
                 Ok((length, false)) => room -= length.min(room),
                 // Done: nothing more now. Anything else has ended the connection inside quiche.

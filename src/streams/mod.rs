@@ -68,6 +68,10 @@ pub(crate) enum Order {
 /// been acknowledged, whether or not its FIN has (`docs/protocol.md`).
 pub(crate) const END: [u8; 1] = [0];
 
+/// What it sends in place of that on a stream that is cut: it has not said all. It may come before the
+/// word of the cut, which is on the control stream.
+pub(crate) const CUT: [u8; 1] = [1];
+
 /// A stream whose turn it is to write.
 pub(crate) struct Write {
     pub id: u64,

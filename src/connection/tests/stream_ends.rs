@@ -223,6 +223,59 @@ fn a_cut_behind_an_end_that_came_early() {
     }
 }
 
+/// The word of a cut may be lost where the stream's end is not: that is no end that anybody is told of.
+#[test]
+fn a_cut_never_looks_like_an_end() {
+    let faults = Faults {
+        loss: 30,
+        doubled: 10,
+        held: 30,
+    };
+    for finished in [false, true] {
+        let mut pair = Pair::faulty(&with_streams(40), 3, faults);
+        for _ in 0..10 {
+            let ids: Vec<u64> = (0..20).map(|_| pair.open(false)).collect();
+            for &id in &ids {
+                pair.client.put(id, b"there", finished);
+                pair.until("it is there", |pair| {
+                    pair.server.user.got(id, b"there", finished)
+                });
+                pair.server.handle.reset_stream(id, 7).unwrap();
+                pair.step();
+            }
+            pair.until("all are told", |pair| {
+                ids.iter().all(|&id| pair.client.end_of(id).is_some())
+            });
+            for id in ids {
+                assert_eq!(pair.client.end_of(id), Some(Some(7)), "{id}");
+                assert!(!pair.client.user.got(id, b"", true), "{id} has ended");
+            }
+        }
+        pair.net.faults = Faults::default();
+        pair.until_forgotten("nothing is left", &[]);
+    }
+}
+
+/// It is the word that ends a stream; an end without it does not.
+#[test]
+fn a_cut_whose_word_comes_later() {
+    let mut pair = Pair::connected(&with_streams(10));
+    let id = pair.client.open(false);
+    pair.client.put(id, b"there", false);
+    pair.until("it is there", |pair| {
+        pair.server.user.got(id, b"there", false)
+    });
+    let quic = &mut pair.server.connection.quic;
+    quic.stream_send(id, &[b'x', 1], true).unwrap();
+    pair.settle();
+    assert!(pair.client.user.got(id, b"x", false));
+    assert_eq!(pair.client.end_of(id), None);
+    pair.server.handle.reset_stream(id, 7).unwrap();
+    pair.until("it is cut", |pair| {
+        pair.client.end_of(id) == Some(Some(7)) && pair.server.end_of(id) == Some(Some(7))
+    });
+}
+
 #[test]
 fn a_code_reaches_the_other_side() {
     for reset in [0, 7, 0x100, (1 << 62) - 1] {
