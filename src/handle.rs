@@ -294,7 +294,17 @@ impl Handle {
             return Err(SendError::TooLong);
         }
         framed.extend_from_slice(packet);
-        self.command(ConnectionCommand::Control(framed))
+        if self.is_closed() {
+            return Err(SendError::Closed);
+        }
+        match self.quiet() {
+            Some(mut connection) => {
+                connection.send_control(framed);
+                self.flush(connection);
+            }
+            None => self.order(ConnectionCommand::Control(framed)),
+        }
+        Ok(())
     }
 
     /// Sends packets on the data streams: the caller frames them while it takes them out of the
@@ -305,10 +315,7 @@ impl Handle {
         }
         let length = batch.len();
         self.shared.send.add(length);
-        let quiet = (length <= AT_ONCE)
-            .then(|| self.shared.at_once())
-            .flatten()
-            .filter(|connection| connection.is_quiet());
+        let quiet = (length <= AT_ONCE).then(|| self.quiet()).flatten();
         match quiet {
             Some(connection) => self.send_at_once(connection, batch),
             None => self.command(ConnectionCommand::Data(batch))?,
@@ -320,6 +327,12 @@ impl Handle {
         })
     }
 
+    /// The connection, if nobody works on it and nothing is under way.
+    fn quiet(&self) -> Option<MappedMutexGuard<'_, Connection>> {
+        let connection = self.shared.at_once()?;
+        connection.is_quiet().then_some(connection)
+    }
+
     fn send_at_once(&self, mut connection: MappedMutexGuard<'_, Connection>, batch: Batch) {
         connection.send_data(batch);
         self.flush(connection);
@@ -328,10 +341,7 @@ impl Handle {
     /// Sends what the application's streams have, `length` bytes, if nobody works on the connection
     /// and nothing is under way. False: it is left to the event thread.
     pub(crate) fn write_at_once(&self, length: usize) -> bool {
-        let quiet = (length <= AT_ONCE)
-            .then(|| self.shared.at_once())
-            .flatten()
-            .filter(|connection| connection.is_quiet());
+        let quiet = (length <= AT_ONCE).then(|| self.quiet()).flatten();
         match quiet {
             Some(connection) => self.flush(connection),
             None => return false,
