@@ -358,6 +358,14 @@ handshake_call(pre_nodeup, From, #state{closed = undefined} = State) ->
 handshake_call(pre_nodeup, From, State) ->
     reply(From, {error, closed}),
     State;
+handshake_call({set_node, _Node}, From, #state{closed = Closed} = State)
+  when Closed =/= undefined ->
+    reply(From, {error, closed}),
+    State;
+handshake_call({set_node, Node}, From, #state{link = #{node := Known}} = State)
+  when Known =/= undefined, Known =/= Node ->
+    reply(From, {error, einval}),
+    State;
 handshake_call({set_node, Node}, From,
                #state{link = #{conn := Conn, family := Family} = Link} = State) ->
     ok = quic_dist_nif:streams_start(Conn, Node),

@@ -278,22 +278,21 @@ setopts(Conn, Id, Opts) ->
     maybe_options(fun(#{direction := Direction}) ->
                           bad_option({direction, Direction});
                      (Set) ->
-                          setopts_in_order(Conn, Id, maps:to_list(Set))
+                          %% The one that can be refused comes first.
+                          case apply_active(Conn, Id, Set) of
+                              ok -> apply_priority(Conn, Id, Set);
+                              {error, _} = Error -> Error
+                          end
                   end, Opts, #{}).
 
-%% `active' comes first, the one that can be refused.
-setopts_in_order(Conn, Id, [Opt | Opts]) ->
-    Result = case Opt of
-                 {active, Active} ->
-                     quic_dist_nif:stream_set_active(Conn, Id, Active);
-                 {priority, Priority} ->
-                     quic_dist_nif:stream_set_priority(Conn, Id, Priority)
-             end,
-    case Result of
-        ok -> setopts_in_order(Conn, Id, Opts);
-        {error, _} = Error -> Error
-    end;
-setopts_in_order(_Conn, _Id, []) ->
+apply_active(Conn, Id, #{active := Active}) ->
+    quic_dist_nif:stream_set_active(Conn, Id, Active);
+apply_active(_Conn, _Id, #{}) ->
+    ok.
+
+apply_priority(Conn, Id, #{priority := Priority}) ->
+    quic_dist_nif:stream_set_priority(Conn, Id, Priority);
+apply_priority(_Conn, _Id, #{}) ->
     ok.
 
 %% @doc Reads what {@link info()} has, by name; `active' for example.

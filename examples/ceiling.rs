@@ -135,9 +135,13 @@ fn send(mtu: usize, seconds: u64) -> Result<(), Failure> {
         }
         let status = handle.send_data(batch).map_err(|e| format!("{e:?}"))?;
         if status == SendStatus::Busy {
-            match events.recv_timeout(PATIENCE)? {
-                Event::Writable => {}
-                other => return Err(format!("instead of writable: {other:?}").into()),
+            // The receiver may not get a processor for a while, which is told too.
+            loop {
+                match events.recv_timeout(PATIENCE)? {
+                    Event::Writable => break,
+                    Event::Closed(reason) => return Err(format!("closed: {reason}").into()),
+                    _ => {}
+                }
             }
         }
     }

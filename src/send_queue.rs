@@ -56,16 +56,17 @@ impl SendQueue {
     /// Takes a piece of at most `room` bytes from the front; none when nothing is queued or there is
     /// no room.
     pub fn take(&mut self, room: usize) -> Option<Bytes> {
-        if self.chunks.is_empty() {
-            self.finish_tail();
-        }
-        let first = self.chunks.front_mut()?;
         if room == 0 {
             return None;
         }
+        if self.chunks.is_empty() {
+            self.finish_tail();
+        }
+        let next = self.chunks.get(1).map_or(SMALL, Bytes::len);
+        let first = self.chunks.front_mut()?;
         let piece = if first.len() > room {
             first.split_to(room)
-        } else if first.len() >= SMALL || self.chunks.len() == 1 {
+        } else if first.len() + next > room.min(SMALL) {
             self.chunks.pop_front()?
         } else {
             self.gather(room.min(SMALL))

@@ -223,6 +223,8 @@ impl Owners {
         id: u64,
         waiter: Waiter,
     ) -> Result<bool, Refusal> {
+        // Whoever is refused is not watched.
+        self.0.lock().entry(id)?;
         let (mut table, lives) = self.watch(env, connection, waiter.pid);
         table.entry(id)?;
         let room = connection.handle.stream_has_room(id)?;
@@ -241,6 +243,8 @@ impl Owners {
         length: usize,
         waiter: Waiter,
     ) -> Result<(), Refusal> {
+        // As above.
+        self.0.lock().entry(id)?;
         let (mut table, lives) = self.watch(env, connection, waiter.pid);
         let entry = table.entry(id)?;
         if entry.active != Active::False {

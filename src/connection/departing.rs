@@ -14,6 +14,7 @@
 //! connection ends, and others are forgotten before anybody has seen why they ended.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 use super::{Connection, Quic, notice};
 use crate::close::code;
@@ -27,9 +28,12 @@ pub(super) const TOO_MANY_CUT: &str = "more streams were cut than can be open";
 /// See the module's documentation.
 pub(super) struct Departing {
     streams: HashMap<u64, Step>,
-    /// So many can there be of which one of the two, stream and word, has not come yet: the peer has
-    /// QUIC's credit for no more.
-    most_awaited: usize,
+    /// How many there are of which the stream, or the word, has not come yet.
+    awaited: usize,
+    unsaid: usize,
+    /// So many can there be of each. The peer has QUIC's credit for no more streams that have not come;
+    /// of those that have, it gets credit for others, so we read no more before their word has come.
+    most: usize,
 }
 
 enum Step {
@@ -45,7 +49,9 @@ impl Departing {
     pub fn new(limits: &Limits) -> Self {
         Departing {
             streams: HashMap::new(),
-            most_awaited: 4 * limits.user_streams,
+            awaited: 0,
+            unsaid: 0,
+            most: 4 * limits.user_streams,
         }
     }
 
@@ -55,6 +61,7 @@ impl Departing {
             return false;
         };
         if let Step::Await = step {
+            self.awaited -= 1;
             *step = Step::Here {
                 sending: !is_uni(id),
             };
@@ -80,18 +87,33 @@ impl Departing {
 
     /// A stream is to be cut when it comes. False: so many cannot be under way.
     fn await_stream(&mut self, id: u64) -> bool {
-        self.streams.entry(id).or_insert(Step::Await);
-        self.count(|step| matches!(step, Step::Await)) <= self.most_awaited
+        if let Entry::Vacant(entry) = self.streams.entry(id) {
+            entry.insert(Step::Await);
+            self.awaited += 1;
+        }
+        self.awaited <= self.most
     }
 
-    /// The peer's end of a stream that it has cut has come. False: as above.
-    pub fn cut(&mut self, id: u64) -> bool {
-        self.streams.entry(id).or_insert(Step::Unsaid);
-        self.count(|step| matches!(step, Step::Unsaid)) <= self.most_awaited
+    /// The peer's end of a stream that it has cut has come.
+    pub fn cut(&mut self, id: u64) {
+        if let Entry::Vacant(entry) = self.streams.entry(id) {
+            entry.insert(Step::Unsaid);
+            self.unsaid += 1;
+        }
     }
 
-    fn count(&self, which: impl Fn(&Step) -> bool) -> usize {
-        self.streams.values().filter(|step| which(step)).count()
+    /// Whether the streams are not to be read before a word has come.
+    pub fn waits_for_words(&self) -> bool {
+        self.unsaid >= self.most
+    }
+
+    /// Both have come, or we have cut it ourselves.
+    fn depart(&mut self, id: u64, sending: bool) {
+        match self.streams.insert(id, Step::Here { sending }) {
+            Some(Step::Await) => self.awaited -= 1,
+            Some(Step::Unsaid) => self.unsaid -= 1,
+            Some(Step::Here { .. }) | None => {}
+        }
     }
 
     #[cfg(test)]
@@ -144,10 +166,6 @@ impl Connection {
 
     fn depart(&mut self, id: u64, left: &Left) {
         discard(id, &mut self.quic);
-        let sending = left.sending;
-        self.user
-            .departing
-            .streams
-            .insert(id, Step::Here { sending });
+        self.user.departing.depart(id, left.sending);
     }
 }

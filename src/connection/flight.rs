@@ -9,7 +9,8 @@
 //! where the congestion window is less, it is the limit as before.
 //!
 //! While there are short messages beside the long data, the peer's thread does not get that much to
-//! wait with: what is on its way is what they wait behind.
+//! wait with: what is on its way is what they wait behind. (Then the rate that is measured is what that
+//! allows, and long data may get slower than the path is; it has its due again when they end.)
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};

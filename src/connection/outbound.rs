@@ -166,6 +166,10 @@ impl Outbound {
 impl Connection {
     /// Queues a framed packet for the control stream.
     pub(crate) fn send_control(&mut self, framed: Vec<u8>) {
+        // Our side of the stream may have its end already.
+        if matches!(self.state, State::Lingering(_) | State::Ended) {
+            return;
+        }
         self.outbound.control.push(framed.into());
         if self.outbound.control.len() > MAX_CONTROL_OUT {
             self.break_off(code::LIMIT, "the control stream is not being read");
@@ -421,7 +425,7 @@ impl Connection {
             let under_way = &self.outbound.control_under_way;
             let counted = self.flight.piece(piece.clone(), under_way);
             match self.quic.stream_send_zc(CONTROL, counted, false) {
-                Ok((_, None)) => {}
+                Ok((_, None)) => self.urgent = true,
                 Ok((_, Some(rest))) => return self.outbound.control.put_back(rest.bytes),
                 Err(quiche::Error::Done) => return self.outbound.control.put_back(piece),
                 Err(error) => return self.write_failed(CONTROL, error),
@@ -450,10 +454,9 @@ impl Connection {
             if queued > SHORT {
                 self.outbound.data[index].long_at = Some(now);
                 room = room.min(self.flight_room(now));
-            } else if !self.outbound.data[index].was_long(now) {
-                self.flight.short_message(now);
             }
             let stream = &mut self.outbound.data[index];
+            let was_long = stream.was_long(now);
             let Some(bytes) = stream.queue.take(room) else {
                 break;
             };
@@ -464,11 +467,15 @@ impl Connection {
                 self.prioritise(id, urgency, true);
             }
             let sent = self.quic.stream_send_zc(id, piece, false);
-            let queue = &mut self.outbound.data[index].queue;
+            let stream = &mut self.outbound.data[index];
+            let queue = &mut stream.queue;
             match sent {
                 Ok((written, rest)) => {
                     drained += written;
                     self.urgent |= written > 0;
+                    if written > 0 && queued <= SHORT && !was_long {
+                        self.flight.short_message(now);
+                    }
                     if let Some(rest) = rest {
                         queue.put_back(rest.bytes);
                         break;

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use bytes::BufMut;
 
-use super::departing::{Departing, TOO_MANY_CUT};
+use super::departing::Departing;
 use super::in_the_way::LAST;
 use super::{Connection, Happening, State};
 use crate::close::code;
@@ -99,6 +99,7 @@ impl Connection {
         let mut room = READ_TURN;
         while room > 0
             && matches!(self.state, State::Open)
+            && !self.user.departing.waits_for_words()
             && let Some(read) = self.shared.streams.next_read(READ_BATCH)
         {
             room = room.saturating_sub(read.room);
@@ -110,7 +111,8 @@ impl Connection {
         }
         self.read_datagrams();
         // More of them in the next turn, which comes at once.
-        self.again |= self.shared.streams.has_more_to_read();
+        self.again |=
+            self.shared.streams.has_more_to_read() && !self.user.departing.waits_for_words();
     }
 
     fn arrived(&mut self, id: u64, peer_data_streams: usize) {
@@ -141,10 +143,8 @@ impl Connection {
             let text = format!("stream {id} was reset, or ended without its last byte");
             return self.break_off(code::PROTOCOL, &text);
         }
-        if let Stop::Cut = stop
-            && !self.user.departing.cut(id)
-        {
-            return self.break_off(code::PROTOCOL, TOO_MANY_CUT);
+        if let Stop::Cut = stop {
+            self.user.departing.cut(id);
         }
         let fin = matches!(stop, Stop::Fin);
         let unread = matches!(stop, Stop::Enough) && self.quic.stream_readable(id);

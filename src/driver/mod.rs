@@ -253,14 +253,14 @@ impl<E: Events> Driver<E> {
             }
         }
         self.sender.sleeps(true);
-        let asked = if self.sender.is_notified() {
-            Ok(())
+        let wait = if self.sender.is_notified() {
+            Some(Duration::ZERO)
         } else {
             bump(&self.counters.wake_ups, 1);
             // A deadline that passed meanwhile only makes this short.
-            let wait = self.wait(Instant::now());
-            ask(&mut self.poll, &self.counters, events, wait)
+            self.wait(Instant::now())
         };
+        let asked = ask(&mut self.poll, &self.counters, events, wait);
         self.sender.sleeps(false);
         self.lively = now.elapsed() < long;
         asked

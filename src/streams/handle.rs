@@ -112,7 +112,7 @@ impl Handle {
     }
 
     /// Queues data, and with `fin` the end of this side after it. The end alone is
-    /// [`Handle::finish_stream`]. The data is not copied: it is kept until the peer has acknowledged it.
+    /// [`Handle::finish_stream`]. Large data is not copied: it is kept until the peer has acknowledged it.
     pub fn send_stream(
         &self,
         id: u64,
