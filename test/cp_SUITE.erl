@@ -240,7 +240,7 @@ same_number(B) ->
     [#{ref := Stream}] = quic_dist:list_streams(B),
     true = erlang:disconnect_node(B),
     ?LIB:wait_until(fun() -> quic_dist:get_controller(B) =:= {error, not_connected} end, 20000),
-    ?LIB:wait_until(fun() -> net_kernel:connect_node(B) =:= true end, 20000),
+    ?LIB:wait_until(fun() -> net_kernel:connect_node(B) =:= true andalso (catch erpc:call(B, erlang, node, [])) =:= B end, 20000),
     Self = self(),
     _ = spawn(fun() ->
         ok = quic_dist:accept_streams(B),

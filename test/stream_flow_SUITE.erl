@@ -104,7 +104,7 @@ stopped_after_reading(_Config) ->
         Chunk = rand:bytes(?MIB),
         Sender = spawn_link(fun() -> [ok = quic_dist:send(S, Chunk) || _ <- lists:seq(1, 64)] end),
         Ref = erlang:monitor(process, Sender),
-        {_, T, passive} = ?S:told(Peer, 5000),
+        {_, T, passive} = ?S:told(Peer, 20000),
         64 = ?S:call(Peer, fun() -> length([ok || _ <- lists:seq(1, 64), {ok, _} <- [quic_dist:recv(T, ?MIB)]]) end),
         receive {'DOWN', Ref, process, Sender, normal} -> ok after 20000 -> error(deadline) end,
         %% the window, the queue to its mark and one send
@@ -142,7 +142,7 @@ sending_waits(Config) ->
         Chunk = binary:copy(<<7>>, 100000),
         Taken = fill(S, Chunk, 0),
         T = {quic_dist_stream, node(), element(3, S)},
-        {_, T, passive} = ?S:told(Peer, 5000),
+        {_, T, passive} = ?S:told(Peer, 20000),
         Large = rand:bytes(3 * ?MIB),
         {error, busy} = quic_dist:send(S, Chunk, [nosuspend]),
         {error, busy} = quic_dist:send(S, Large, [nosuspend]),
@@ -159,8 +159,8 @@ sending_waits(Config) ->
         exit(Doomed, kill),
         receive {'DOWN', Ref, _, _, _} -> ok end,
         ok = ?S:call(Peer, fun() -> quic_dist:setopts(T, [{active, true}]) end),
-        [receive {P, ok} -> ok after 10000 -> error(deadline) end || P <- Waiting],
-        ok = quic_dist:send(S, Large, [{timeout, 10000}]),
+        [receive {P, ok} -> ok after 20000 -> error(deadline) end || P <- Waiting],
+        ok = quic_dist:send(S, Large, [{timeout, 60000}]),
         ok = quic_dist:send(S, <<>>, true),
         Got = received(Peer, T, 0),
         true = Got =:= Taken + 10 * 100000 + 3 * ?MIB,
@@ -168,7 +168,7 @@ sending_waits(Config) ->
     end).
 
 received(Peer, T, Got) ->
-    case ?S:told(Peer, 10000) of
+    case ?S:told(Peer, 20000) of
         {quic_dist_stream, T, {data, Data, true}} -> Got + byte_size(Data);
         {quic_dist_stream, T, {data, Data, false}} -> received(Peer, T, Got + byte_size(Data))
     end.
@@ -240,7 +240,7 @@ ten_thousand(_Config) ->
             Peers = [?S:acceptor(NodeB, [], echo) || _ <- lists:seq(1, 10)],
             _ = [thousand(NodeB) || _ <- lists:seq(1, 5)],
             ok = wait_for(fun() -> quic_dist:list_streams() =:= [] end),
-            [exit(P, kill) || P <- Peers]
+            [begin exit(P, kill), ok = ?S:wait_dead(P) end || P <- Peers]
         end, 60000)
     end,
     Round(),
@@ -334,7 +334,7 @@ bad_network(_Config) ->
             {ok, S} = quic_dist:open_stream(NodeB),
             ok = quic_dist:send(S, Data, true),
             {fin, Data} = ?S:collect(S, 60000),
-            receive {quic_dist_stream, S, closed} -> ok after 10000 -> error(deadline) end
+            receive {quic_dist_stream, S, closed} -> ok after 20000 -> error(deadline) end
         end) || _ <- lists:seq(1, 200)],
         [receive {'DOWN', R, process, P, Reason} -> normal = Reason after 90000 -> error(deadline) end || {P, R} <- Pids],
         %% cut at any time, by either side
@@ -357,7 +357,7 @@ ends(S) ->
     receive
         {quic_dist_stream, S, {data, _, _}} -> ends(S);
         {quic_dist_stream, S, {reset, 1}} -> ok
-    after 10000 -> error(deadline)
+    after 20000 -> error(deadline)
     end.
 
 %%% Datagrams
@@ -377,7 +377,7 @@ datagrams(_Config) ->
         %% one at a time: of many, those that wait too long are lost
         Got = [begin
                    ok = quic_dist:send_datagram(NodeB, [Datagram]),
-                   receive {P, {quic_dist_datagram, NodeA, D}} -> {P, D} after 5000 -> error(deadline) end
+                   receive {P, {quic_dist_datagram, NodeA, D}} -> {P, D} after 20000 -> error(deadline) end
                end || Datagram <- Sent],
         true = lists:sort([D || {_, D} <- Got]) =:= lists:sort(Sent),
         [50, 50] = [length([D || {P, D} <- Got, P =:= Peer]) || Peer <- Peers],
@@ -422,22 +422,23 @@ datagrams_both_ways(Config) ->
                              || I <- lists:seq(1, Count)] end,
         _ = spawn(B, fun() -> Send(Me) end),
         Send(B),
-        All = numbered(#{}, 2 * Count),
+        All = numbered(#{}, 2 * Count, 3),
         [begin
              true = lists:usort(Ids) =:= lists:sort(Ids),
-             true = length(Ids) > Count div 10
+             true = length(Ids) > Count div 20
          end || Way <- [there, back], Ids <- [maps:get(Way, All, [])]]
     end).
 
 %% Until nothing has come for a while.
-numbered(All, Left) when Left > 0 ->
+numbered(All, Left, Quiet) when Left > 0, Quiet > 0 ->
     receive
-        {quic_dist_datagram, _, <<I:32>>} -> numbered(add(back, I, All), Left - 1);
-        {_, {quic_dist_datagram, _, <<I:32>>}} -> numbered(add(there, I, All), Left - 1)
-    after 2000 -> All
+        {quic_dist_datagram, _, <<I:32>>} -> numbered(add(back, I, All), Left - 1, Quiet);
+        {_, {quic_dist_datagram, _, <<I:32>>}} -> numbered(add(there, I, All), Left - 1, Quiet)
+    after 1000 -> numbered(All, Left, Quiet - 1)
     end;
+numbered(All, _Some, 0) -> All;
 %% more would be too many
-numbered(All, 0) -> receive {quic_dist_datagram, _, _} = M -> error(M); {_, {quic_dist_datagram, _, _}} = M -> error(M) after 200 -> All end.
+numbered(All, 0, _) -> receive {quic_dist_datagram, _, _} = M -> error(M); {_, {quic_dist_datagram, _, _}} = M -> error(M) after 200 -> All end.
 
 add(Way, I, All) -> maps:update_with(Way, fun(Ids) -> [I | Ids] end, [I], All).
 

@@ -80,10 +80,19 @@ messages(Counter) ->
     Payload = binary:copy(<<0>>, 65536),
     spawn_link(fun() -> (fun Go() -> Counter ! {message, Payload}, Go() end)() end).
 
-%% What each stream brings in two seconds.
-window(Counter) ->
+%% What each stream brings in two seconds in which the machine did not stand still.
+window(Counter) -> window(Counter, 5).
+
+window(Counter, Tries) when Tries > 0 ->
     Counter ! {window, self(), 2000},
-    receive {window, Counts} -> Counts after 10000 -> error(deadline) end.
+    receive
+        {window, Counts} ->
+            case lists:sum(maps:values(Counts)) > 4000000 of
+                true -> Counts;
+                false -> window(Counter, Tries - 1)
+            end
+    after 20000 -> error(deadline)
+    end.
 
 share(Keys, Counts) ->
     lists:sum([maps:get(Key, Counts, 0) || Key <- Keys]) / lists:sum(maps:values(Counts)).

@@ -41,7 +41,7 @@ acceptors_take_turns(_Config) ->
                        ok = quic_dist:send(S, <<"x">>),
                        S
                    end || _ <- lists:seq(1, 30)],
-        Got = [receive {P, {quic_dist_stream, {_, _, Id}, {data, _, _}}} -> {P, Id} after 5000 -> error(deadline) end || _ <- Streams],
+        Got = [receive {P, {quic_dist_stream, {_, _, Id}, {data, _, _}}} -> {P, Id} after 20000 -> error(deadline) end || _ <- Streams],
         [10 = length([Id || {P, Id} <- Got, P =:= Peer]) || Peer <- Peers],
         true = lists:sort([Id || {_, Id} <- Got]) =:= [Id || {_, _, Id} <- Streams],
         %% registered twice is registered once; one that stops keeps what it has
@@ -51,7 +51,7 @@ acceptors_take_turns(_Config) ->
         ok = ?S:call(First, fun() -> quic_dist:stop_accepting(Me) end),
         10 = length(?S:call(First, fun() -> [x || #{owner := O} <- quic_dist:list_streams(Me), O =:= self()] end)),
         [begin {ok, S} = quic_dist:open_stream(B), ok = quic_dist:send(S, <<"y">>) end || _ <- lists:seq(1, 10)],
-        More = [receive {P, {quic_dist_stream, _, {data, <<"y">>, _}}} -> P after 5000 -> error(deadline) end || _ <- lists:seq(1, 10)],
+        More = [receive {P, {quic_dist_stream, _, {data, <<"y">>, _}}} -> P after 20000 -> error(deadline) end || _ <- lists:seq(1, 10)],
         [0, 5, 5] = [length([P || P <- More, P =:= Peer]) || Peer <- Peers],
         ok
     end).
@@ -60,17 +60,17 @@ refused(_Config) ->
     ?S:on_pair(fun(B) ->
         {ok, S} = quic_dist:open_stream(B),
         ok = quic_dist:send(S, rand:bytes(100000)),
-        receive {quic_dist_stream, S, {reset, 16#100}} -> ok after 5000 -> error(deadline) end,
+        receive {quic_dist_stream, S, {reset, 16#100}} -> ok after 20000 -> error(deadline) end,
         {ok, U} = quic_dist:open_stream(B, [{direction, uni}]),
         ok = quic_dist:send(U, rand:bytes(100000)),
-        receive {quic_dist_stream, U, {reset, 16#100}} -> ok after 5000 -> error(deadline) end,
+        receive {quic_dist_stream, U, {reset, 16#100}} -> ok after 20000 -> error(deadline) end,
         %% an acceptor that is gone is none
         Peer = ?S:acceptor(B, []),
         exit(Peer, kill),
         ok = ?S:wait_dead(Peer),
         {ok, T} = quic_dist:open_stream(B),
         ok = quic_dist:send(T, <<"x">>, true),
-        receive {quic_dist_stream, T, {reset, 16#100}} -> ok after 5000 -> error(deadline) end,
+        receive {quic_dist_stream, T, {reset, 16#100}} -> ok after 20000 -> error(deadline) end,
         ?S:drained()
     end).
 
@@ -172,7 +172,7 @@ order_in_a_contended_mailbox(_Config) ->
              end),
              {_, _, Id} = S = receive {opened, Opened} -> Opened end,
              T = {quic_dist_stream, node(), Id},
-             receive {Peer, {_, T, {data, <<"x">>, false}}} -> ok after 5000 -> error(deadline) end,
+             receive {Peer, {_, T, {data, <<"x">>, false}}} -> ok after 20000 -> error(deadline) end,
              ok = ?S:call(Peer, fun() -> quic_dist:send(T, <<1:32>>) end),
              ok = ?S:wait_for(fun() -> process_info(Owner, message_queue_len) =:= {message_queue_len, 1} end),
              Owner ! give,
@@ -198,7 +198,7 @@ mailbox_follows(_Config) ->
         Self = self(),
         {ok, S} = quic_dist:open_stream(B),
         ok = quic_dist:send(S, <<"x">>),
-        {_, T, _} = ?S:told(Peer, 5000),
+        {_, T, _} = ?S:told(Peer, 20000),
         ok = ?S:call(Peer, fun() -> [ok = quic_dist:send(T, <<I:32>>) || I <- lists:seq(1, 1000)], quic_dist:send(T, <<>>, true) end),
         ok = quic_dist:close_stream(S),
         %% all of it, the end included, waits here
@@ -210,7 +210,7 @@ mailbox_follows(_Config) ->
         {ok, U} = quic_dist:open_stream(B),
         ok = quic_dist:send(U, <<"x">>),
         V = {quic_dist_stream, node(), element(3, U)},
-        receive {Peer, {_, V, {data, _, _}}} -> ok after 5000 -> error(deadline) end,
+        receive {Peer, {_, V, {data, _, _}}} -> ok after 20000 -> error(deadline) end,
         ok = ?S:call(Peer, fun() -> [ok = quic_dist:send(V, <<I:32>>) || I <- lists:seq(1, 1000)], ok end),
         timer:sleep(100),
         Heir = spawn_link(fun() -> receive {S2, go} -> Self ! {self(), ?S:collect(S2)} end end),
@@ -218,7 +218,7 @@ mailbox_follows(_Config) ->
         Heir ! {U, go},
         ok = ?S:call(Peer, fun() -> quic_dist:send(V, <<1001:32>>, true) end),
         Numbers = ?S:numbers(1, 1001),
-        receive {Heir, {fin, Numbers}} -> ok after 5000 -> error(deadline) end,
+        receive {Heir, {fin, Numbers}} -> ok after 20000 -> error(deadline) end,
         First = ?S:numbers(1, 1000),
         {fin, First} = ?S:collect(S),
         receive {quic_dist_stream, S, closed} -> ok end,
@@ -236,13 +236,13 @@ owner_dies(_Config) ->
         [begin
              Opener = spawn(fun() -> {ok, S} = quic_dist:open_stream(B), Step(S), Self ! {opened, S}, receive stop -> ok end end),
              {_, _, Id} = receive {opened, O} -> O end,
-             receive {Peer, {_, {_, _, Id}, {data, _, _}}} -> Opener ! stop after 5000 -> error(deadline) end,
+             receive {Peer, {_, {_, _, Id}, {data, _, _}}} -> Opener ! stop after 20000 -> error(deadline) end,
              {reset, ?OWNER_DOWN} = last_told(Peer, Id),
              %% the other way round
              {ok, S} = quic_dist:open_stream(B),
              Step(S),
              Acceptor = ?S:call(Peer, fun() -> spawn(fun() -> receive stop -> ok end end) end),
-             {_, T, {data, _, _}} = ?S:told(Peer, 5000),
+             {_, T, {data, _, _}} = ?S:told(Peer, 20000),
              ok = ?S:call(Peer, fun() -> quic_dist:controlling_process(T, Acceptor) end),
              Acceptor ! stop,
              {{reset, ?OWNER_DOWN}, _} = ?S:collect(S)
@@ -253,8 +253,8 @@ owner_dies(_Config) ->
             Self ! all_open,
             receive stop -> ok end
         end),
-        receive all_open -> ok after 10000 -> error(deadline) end,
-        [receive {Peer, {_, _, {data, <<"x">>, false}}} -> ok after 5000 -> error(deadline) end || _ <- lists:seq(1, 500)],
+        receive all_open -> ok after 20000 -> error(deadline) end,
+        [receive {Peer, {_, _, {data, <<"x">>, false}}} -> ok after 20000 -> error(deadline) end || _ <- lists:seq(1, 500)],
         500 = length(quic_dist:list_streams(B)),
         exit(Many, kill),
         ok = ?S:wait_for(fun() -> quic_dist:list_streams(B) =:= [] end),
@@ -264,14 +264,14 @@ owner_dies(_Config) ->
     end).
 
 last_told(Peer, Id) ->
-    case ?S:told(Peer, 10000) of
+    case ?S:told(Peer, 20000) of
         {quic_dist_stream, {_, _, Id}, {data, _, _}} -> last_told(Peer, Id);
         {quic_dist_stream, {_, _, Id}, End} -> End;
         _Other -> last_told(Peer, Id)
     end.
 
 reset_told(Peer) ->
-    case ?S:told(Peer, 10000) of
+    case ?S:told(Peer, 20000) of
         {quic_dist_stream, _, {reset, ?OWNER_DOWN}} -> ok;
         _ -> reset_told(Peer)
     end.
@@ -308,7 +308,7 @@ dies_while_giving(_Config) ->
         receive Unexpected -> error(Unexpected) after 100 -> ok end,
         Heir = spawn(fun() -> receive M -> Self ! {heir, M} end end),
         ok = quic_dist_nif:stream_given(Conn, Id3, Heir),
-        receive {heir, {quic_dist_stream, S3, {reset, 9}}} -> ok after 5000 -> error(deadline) end,
+        receive {heir, {quic_dist_stream, S3, {reset, 9}}} -> ok after 20000 -> error(deadline) end,
         ?S:drained()
     end).
 
@@ -333,9 +333,9 @@ cut_while_used(_Config) ->
              case Use(S) of
                  ok when Use =:= hd(Uses) ->
                      Heir ! {want, self(), S},
-                     receive {told, S, {reset, 6}} -> ok after 5000 -> error({heir_not_told, S}) end;
+                     receive {told, S, {reset, 6}} -> ok after 20000 -> error({heir_not_told, S}) end;
                  _ ->
-                     receive {quic_dist_stream, S, {reset, 6}} -> ok after 5000 -> error({not_told, Use, S}) end
+                     receive {quic_dist_stream, S, {reset, 6}} -> ok after 20000 -> error({not_told, Use, S}) end
              end
          end || Use <- Uses, _ <- lists:seq(1, 100)],
         [] = quic_dist:list_streams(B),

@@ -37,17 +37,17 @@ both_ways(_Config) ->
         Self = self(),
         true = quic_dist:list_streams() =:= quic_dist:list_streams(B),
         ok = quic_dist:send(S, <<"there">>),
-        {quic_dist_stream, {quic_dist_stream, Me, 20} = T, {data, <<"there">>, false}} = ?S:told(Peer, 5000),
+        {quic_dist_stream, {quic_dist_stream, Me, 20} = T, {data, <<"there">>, false}} = ?S:told(Peer, 20000),
         Me = node(),
         ok = ?S:call(Peer, fun() -> quic_dist:send(T, ["b", [<<"ac">>, $k]]) end),
         receive {quic_dist_stream, S, {data, <<"back">>, false}} -> ok end,
         ok = quic_dist:close_stream(S),
-        {quic_dist_stream, T, {data, <<>>, true}} = ?S:told(Peer, 5000),
+        {quic_dist_stream, T, {data, <<>>, true}} = ?S:told(Peer, 20000),
         {error, closed} = quic_dist:send(S, <<"late">>),
         ok = ?S:call(Peer, fun() -> quic_dist:send(T, <<"last">>, true) end),
         receive {quic_dist_stream, S, {data, <<"last">>, true}} -> ok end,
         receive {quic_dist_stream, S, closed} -> ok end,
-        {quic_dist_stream, T, closed} = ?S:told(Peer, 5000),
+        {quic_dist_stream, T, closed} = ?S:told(Peer, 20000),
         [] = quic_dist:list_streams(B),
         {error, unknown_stream} = quic_dist:send(S, <<"late">>),
         {error, unknown_stream} = quic_dist:getopts(S, [active]),
@@ -69,14 +69,14 @@ half_closes(_Config) ->
         ok = quic_dist:send(S, <<>>),
         ok = quic_dist:send(S, []),
         ok = quic_dist:send(S, <<>>, true),
-        {_, T, {data, <<>>, true}} = ?S:told(Peer, 5000),
+        {_, T, {data, <<>>, true}} = ?S:told(Peer, 20000),
         %% the other direction goes on
         [ok = ?S:call(Peer, fun() -> quic_dist:send(T, <<I:32>>) end) || I <- lists:seq(1, 100)],
         ok = ?S:call(Peer, fun() -> quic_dist:send(T, <<>>, true) end),
         Numbers = ?S:numbers(1, 100),
         {fin, Numbers} = ?S:collect(S),
         receive {quic_dist_stream, S, closed} -> ok end,
-        {_, T, closed} = ?S:told(Peer, 5000),
+        {_, T, closed} = ?S:told(Peer, 20000),
         {error, unknown_stream} = quic_dist:send(S, <<"late">>),
         ?S:drained()
     end).
@@ -87,36 +87,36 @@ unidirectional(Config) ->
         {ok, {_, _, 2} = S} = quic_dist:open_stream(B, [{direction, uni}]),
         [#{direction := uni, recv_fin := true}] = quic_dist:list_streams(B),
         ok = quic_dist:send(S, <<"one">>),
-        {_, {_, _, 2} = T, {data, <<"one">>, false}} = ?S:told(Peer, 5000),
+        {_, {_, _, 2} = T, {data, <<"one">>, false}} = ?S:told(Peer, 20000),
         {error, closed} = ?S:call(Peer, fun() -> quic_dist:send(T, <<"x">>) end),
         ok = quic_dist:send(S, <<"two">>, true),
         receive {quic_dist_stream, S, closed} -> ok end,
-        {_, T, {data, <<"two">>, true}} = ?S:told(Peer, 5000),
-        {_, T, closed} = ?S:told(Peer, 5000),
+        {_, T, {data, <<"two">>, true}} = ?S:told(Peer, 20000),
+        {_, T, closed} = ?S:told(Peer, 20000),
         %% the reader cancels
         {ok, U} = quic_dist:open_stream(B, [{direction, uni}]),
         ok = quic_dist:send(U, <<"x">>),
-        {_, V, {data, _, _}} = ?S:told(Peer, 5000),
+        {_, V, {data, _, _}} = ?S:told(Peer, 20000),
         ok = ?S:call(Peer, fun() -> quic_dist:reset_stream(V, 5) end),
-        {_, V, {reset, 5}} = ?S:told(Peer, 5000),
-        receive {quic_dist_stream, U, {reset, 5}} -> ok after 5000 -> error(deadline) end,
+        {_, V, {reset, 5}} = ?S:told(Peer, 20000),
+        receive {quic_dist_stream, U, {reset, 5}} -> ok after 20000 -> error(deadline) end,
         %% the other node's, whose first is 3; its end without data, and read by hand
         ok = quic_dist:accept_streams(B, [{active, false}]),
         Me = node(),
         Uni = fun(Fun) -> ?S:call(Peer, fun() -> {ok, R} = quic_dist:open_stream(Me, [{direction, uni}]), ok = Fun(R), R end) end,
         {_, _, 3} = W = Uni(fun(R) -> quic_dist:close_stream(R) end),
-        {_, W, closed} = ?S:told(Peer, 5000),
+        {_, W, closed} = ?S:told(Peer, 20000),
         Three = {quic_dist_stream, B, 3},
-        receive {quic_dist_stream, Three, passive} -> ok after 5000 -> error(deadline) end,
-        {error, closed} = quic_dist:recv(Three, 0, 5000),
-        receive {quic_dist_stream, Three, closed} -> ok after 5000 -> error(deadline) end,
+        receive {quic_dist_stream, Three, passive} -> ok after 20000 -> error(deadline) end,
+        {error, closed} = quic_dist:recv(Three, 0, 20000),
+        receive {quic_dist_stream, Three, closed} -> ok after 20000 -> error(deadline) end,
         {_, _, 7} = X = Uni(fun(R) -> quic_dist:send(R, <<"data">>, true) end),
-        {_, X, closed} = ?S:told(Peer, 5000),
+        {_, X, closed} = ?S:told(Peer, 20000),
         Seven = {quic_dist_stream, B, 7},
-        receive {quic_dist_stream, Seven, passive} -> ok after 5000 -> error(deadline) end,
+        receive {quic_dist_stream, Seven, passive} -> ok after 20000 -> error(deadline) end,
         {ok, <<"da">>} = quic_dist:recv(Seven, 2),
         {ok, <<"ta">>} = quic_dist:recv(Seven, 1000),
-        receive {quic_dist_stream, Seven, closed} -> ok after 5000 -> error(deadline) end,
+        receive {quic_dist_stream, Seven, closed} -> ok after 20000 -> error(deadline) end,
         ?S:drained()
     end).
 
@@ -127,13 +127,13 @@ resets(Config) ->
         [begin
              {ok, S} = quic_dist:open_stream(B),
              ok = quic_dist:send(S, <<"x">>, Fin),
-             {_, T, {data, <<"x">>, Fin}} = ?S:told(Peer, 5000),
+             {_, T, {data, <<"x">>, Fin}} = ?S:told(Peer, 20000),
              case By of
                  opener -> ok = quic_dist:reset_stream(S, Code);
                  acceptor -> ok = ?S:call(Peer, fun() -> quic_dist:reset_stream(T, Code) end)
              end,
-             receive {quic_dist_stream, S, {reset, Code}} -> ok after 5000 -> error({By, Code, Fin}) end,
-             {_, T, {reset, Code}} = ?S:told(Peer, 5000),
+             receive {quic_dist_stream, S, {reset, Code}} -> ok after 20000 -> error({By, Code, Fin}) end,
+             {_, T, {reset, Code}} = ?S:told(Peer, 20000),
              {error, unknown_stream} = quic_dist:send(S, <<"late">>)
          end || Code <- [0, 1, 63, 64, 16#100, 16#3fff, 16#4000, 16#3fffffff, 16#40000000, 16#3fffffffffffffff],
                 By <- [opener, acceptor], Fin <- [false, true]],
@@ -158,7 +158,7 @@ modes(Config) ->
         {ok, S} = quic_dist:open_stream(B, [{active, false}]),
         Next = fun(Expected) ->
             ok = quic_dist:send(S, Expected),
-            receive {quic_dist_stream, S, {data, Expected, false}} -> ok after 5000 -> error({deadline, Expected}) end
+            receive {quic_dist_stream, S, {data, Expected, false}} -> ok after 20000 -> error({deadline, Expected}) end
         end,
         Silent = fun() -> receive {quic_dist_stream, S, _} = M -> error(M) after 100 -> ok end end,
         ok = quic_dist:send(S, <<"held">>),
@@ -185,14 +185,14 @@ modes(Config) ->
         Silent(),
         {ok, <<"end">>} = quic_dist:recv(S, 0),
         {error, closed} = recv_end(S),
-        receive {quic_dist_stream, S, closed} -> ok after 5000 -> error(deadline) end,
+        receive {quic_dist_stream, S, closed} -> ok after 20000 -> error(deadline) end,
         true = is_process_alive_there(Echo),
         ?S:drained()
     end).
 
 %% The end may come with the last data or after it.
 recv_end(S) ->
-    case quic_dist:recv(S, 0, 5000) of
+    case quic_dist:recv(S, 0, 20000) of
         {error, unknown_stream} -> {error, closed};
         Other -> Other
     end.
@@ -211,12 +211,12 @@ receiving(Config) ->
         Self = self(),
         Sender = spawn_link(fun() ->
             ok = quic_dist:send(S, Data),
-            receive finish -> ok = quic_dist:send(S, <<>>, true), Self ! sent after 10000 -> error(deadline) end
+            receive finish -> ok = quic_dist:send(S, <<>>, true), Self ! sent after 20000 -> error(deadline) end
         end),
-        {_, T, passive} = ?S:told(Peer, 5000),
+        {_, T, passive} = ?S:told(Peer, 20000),
         Got = ?S:call(Peer, fun() ->
             {ok, One} = quic_dist:recv(T, 1),
-            {ok, Many} = quic_dist:recv(T, 1000000, 5000),
+            {ok, Many} = quic_dist:recv(T, 1000000, 20000),
             1000000 = byte_size(Many),
             {error, timeout} = quic_dist:recv(T, 60000000, 100),
             {ok, Some} = quic_dist:recv(T, 0),
@@ -237,11 +237,11 @@ receiving(Config) ->
         {error, ealready} = quic_dist:recv(S, 1, 100),
         {error, einval} = quic_dist:setopts(S, [{active, true}]),
         ok = ?S:call(Peer, fun() -> quic_dist:send(T, <<"0123456789">>) end),
-        receive {waited, {ok, <<"0123456789">>}} -> ok after 5000 -> error(deadline) end,
+        receive {waited, {ok, <<"0123456789">>}} -> ok after 20000 -> error(deadline) end,
         ok = ?S:call(Peer, fun() -> quic_dist:reset_stream(T, 3) end),
-        receive {quic_dist_stream, S, {reset, 3}} -> ok after 5000 -> error(deadline) end,
+        receive {quic_dist_stream, S, {reset, 3}} -> ok after 20000 -> error(deadline) end,
         {error, unknown_stream} = quic_dist:recv(S, 1),
-        {_, T, {reset, 3}} = ?S:told(Peer, 5000),
+        {_, T, {reset, 3}} = ?S:told(Peer, 20000),
         ?S:drained()
     end).
 
@@ -261,9 +261,9 @@ connection_ends(_Config) ->
         timer:sleep(300),
         true = erlang:disconnect_node(B),
         receive {nodedown, B} -> ok end,
-        [receive {quic_dist_stream, Ref, {reset, {connection, _}}} -> ok after 5000 -> error({deadline, Ref}) end || Ref <- [S, P]],
-        receive {sender, {error, _}} -> ok after 5000 -> error(sender) end,
-        receive {reader, {error, _}} -> ok after 5000 -> error(reader) end,
+        [receive {quic_dist_stream, Ref, {reset, {connection, _}}} -> ok after 20000 -> error({deadline, Ref}) end || Ref <- [S, P]],
+        receive {sender, {error, _}} -> ok after 20000 -> error(sender) end,
+        receive {reader, {error, _}} -> ok after 20000 -> error(reader) end,
         %% who asks before the endpoint's server has heard of it is told `closed'
         [true = lists:member(Refused, [{error, not_connected}, {error, closed}]) || Refused <- [quic_dist:open_stream(B), quic_dist:send(S, <<"x">>)]],
         [] = quic_dist:list_streams(),
@@ -357,7 +357,10 @@ wrong_arguments(_Config) ->
         %% longer than a process can wait
         Forever = 1 bsl 40,
         ok = quic_dist:send(S, <<>>, [{timeout, Forever}]),
-        {Waiting, Monitor} = spawn_monitor(fun() -> quic_dist:recv(S, 1, Forever) end),
+        %% who looks whether it waits may be in its way
+        {Waiting, Monitor} = spawn_monitor(fun Again() ->
+            case quic_dist:recv(S, 1, Forever) of {error, ealready} -> Again(); Other -> exit(Other) end
+        end),
         ok = ?S:wait_for(fun() -> quic_dist:recv(S, 1, 0) =:= {error, ealready} end),
         exit(Waiting, stop),
         receive {'DOWN', Monitor, _, _, stop} -> ok end,
