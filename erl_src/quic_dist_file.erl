@@ -135,9 +135,9 @@ cut(File, Offset) ->
         {error, _} = Error -> Error
     end.
 
-recv_pieces(_Conn, _Id, File, #{length := 0, offset := Offset}, Progress, 0) ->
+recv_pieces(_Conn, _Id, File, #{length := 0} = Set, Progress, 0) ->
     _ = Progress(0, 0),
-    case cut(File, Offset) of
+    case write(File, <<>>, Set, 0) of
         ok -> {ok, 0};
         {error, _} = Error -> Error
     end;

@@ -283,22 +283,13 @@ cut_short(Config) ->
 stopped_reader(Config) ->
     {From, _} = random("from", 32 * ?MIB, Config),
     {A, B, _, NodeB} = ?S:pair(),
-    [ok = ?LIB:collect(H) || H <- [A, B]],
-    Before = [?LIB:rss(H) || H <- [A, B]],
-    {Keeper, Done} = ?LIB:run(A, fun() ->
-        Self = self(),
-        Pid = spawn(fun() ->
-            _ = ?S:acceptor(NodeB, [{active, false}]),
-            {ok, S} = quic_dist:open_stream(NodeB),
-            {error, timeout} = quic_dist:send_file(S, From, [{timeout, 500}], fun(D, _) -> put(done, D) end),
-            Self ! {self(), get(done)},
-            receive stop -> ok end
-        end),
-        receive {Pid, D} -> {Pid, D} end
-    end, 60000),
-    true = Done =< 2 * ?MIB,
-    [?LIB:wait_until({grown, Was}, fun() -> ok = ?LIB:collect(H), ?LIB:rss(H) - Was < 16 * ?MIB end, 10000) || {H, Was} <- lists:zip([A, B], Before)],
-    _ = ?LIB:run(A, fun() -> Keeper ! stop end).
+    Done = ?S:grows_less({A, B}, 16 * ?MIB, fun() ->
+        _ = ?S:acceptor(NodeB, [{active, false}]),
+        {ok, S} = quic_dist:open_stream(NodeB),
+        {error, timeout} = quic_dist:send_file(S, From, [{timeout, 500}], fun(D, _) -> put(done, D) end),
+        get(done)
+    end),
+    true = Done =< 2 * ?MIB.
 
 %% Both ways at once, on a path that loses, doubles and reorders.
 bad_network(Config) ->

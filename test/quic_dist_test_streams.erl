@@ -2,7 +2,7 @@
 -module(quic_dist_test_streams).
 
 -export([pair/0, pair/1, on_pair/1, on_pair/2, bad_network/0, on_path/3, behind_relay/3, acceptor/2, acceptor/3, on/4, call/2, told/2, collect/1, collect/2, drained/0]).
--export([wait_for/1, wait_dead/1]).
+-export([wait_for/1, wait_dead/1, grows_less/3]).
 -export([forward/3, serve/1, echo/1, sink/2, numbers/2]).
 
 -define(LIB, quic_dist_test_lib).
@@ -59,6 +59,24 @@ behind_relay(A, B, Options) ->
     ok = ?LIB:call(A, quic_dist_test_epmd, route, [#{Alive => RelayPort}]),
     ?LIB:connect(A, B),
     Relay.
+
+%% Runs a fun on A, and lets its process live until the resident memory of A and B has grown by less than so many bytes.
+-spec grows_less({map(), map()}, pos_integer(), fun(() -> Result)) -> Result.
+grows_less({A, B}, Most, Fun) ->
+    [ok = ?LIB:collect(H) || H <- [A, B]],
+    Before = [?LIB:rss(H) || H <- [A, B]],
+    {Keeper, Result} = ?LIB:run(A, fun() ->
+        Self = self(),
+        Pid = spawn(fun() ->
+            Self ! {self(), Fun()},
+            receive stop -> ok end
+        end),
+        receive {Pid, R} -> {Pid, R} end
+    end, 60000),
+    ct:log("~p; ~p before, ~p after", [Result, Before, [?LIB:rss(H) || H <- [A, B]]]),
+    [?LIB:wait_until({grown, Was}, fun() -> ok = ?LIB:collect(H), ?LIB:rss(H) - Was < Most end, 10000) || {H, Was} <- lists:zip([A, B], Before)],
+    _ = ?LIB:run(A, fun() -> Keeper ! stop end),
+    Result.
 
 %%% Called on one node, about a process on the other
 

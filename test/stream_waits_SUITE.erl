@@ -241,29 +241,19 @@ flush(Pids) ->
 small_sends_to_nobody(_Config) ->
     {A, B, _, NodeB} = ?S:pair(),
     _ = ?LIB:run(A, fun() -> ?S:acceptor(NodeB, [{active, false}]) end),
-    [ok = ?LIB:collect(H) || H <- [A, B]],
-    Before = [?LIB:rss(H) || H <- [A, B]],
-    {Keeper, Sent} = ?LIB:run(A, fun() ->
-        Self = self(),
-        Pid = spawn(fun() ->
-            {ok, S} = quic_dist:open_stream(NodeB),
-            Self ! {self(), fill(S, 0, 0)},
-            [begin
-                 Writers = [spawn_monitor(fun() -> quic_dist:send(S, <<"x">>) end) || _ <- lists:seq(1, 1000)],
-                 %% or has sent it, if the other node stood still before
-                 [ok = ?S:wait_for(fun() -> lists:member(process_info(P, status), [{status, waiting}, undefined]) end) || {P, _} <- Writers],
-                 [exit(P, kill) || {P, _} <- Writers],
-                 [receive {'DOWN', R, _, _, _} -> ok end || {_, R} <- Writers]
-             end || _ <- lists:seq(1, 20)],
-            Self ! {self(), done},
-            receive stop -> ok end
-        end),
-        receive {Pid, N} -> receive {Pid, done} -> {Pid, N} end end
-    end, 60000),
-    ct:log("~p sent, ~p before, ~p after", [Sent, Before, [?LIB:rss(H) || H <- [A, B]]]),
-    true = Sent =< 2 * ?MIB,
-    [?LIB:wait_until({grown, Was}, fun() -> ok = ?LIB:collect(H), ?LIB:rss(H) - Was < 24 * ?MIB end, 10000) || {H, Was} <- lists:zip([A, B], Before)],
-    _ = ?LIB:run(A, fun() -> Keeper ! stop end).
+    Sent = ?S:grows_less({A, B}, 24 * ?MIB, fun() ->
+        {ok, S} = quic_dist:open_stream(NodeB),
+        N = fill(S, 0, 0),
+        [begin
+             Writers = [spawn_monitor(fun() -> quic_dist:send(S, <<"x">>) end) || _ <- lists:seq(1, 1000)],
+             %% or has sent it, if the other node stood still before
+             [ok = ?S:wait_for(fun() -> lists:member(process_info(P, status), [{status, waiting}, undefined]) end) || {P, _} <- Writers],
+             [exit(P, kill) || {P, _} <- Writers],
+             [receive {'DOWN', R, _, _, _} -> ok end || {_, R} <- Writers]
+         end || _ <- lists:seq(1, 20)],
+        N
+    end),
+    true = Sent =< 2 * ?MIB.
 
 %% Until nothing more is taken; once is not enough, for the other node may stand still.
 fill(_, Sent, 5) -> Sent;

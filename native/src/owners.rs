@@ -111,6 +111,23 @@ impl Owners {
         (table, lives)
     }
 
+    /// The same of one that is to wait for something of a stream; whoever is refused is not watched.
+    fn watch_waiter(
+        &self,
+        env: Env,
+        connection: &ResourceArc<ConnectionResource>,
+        id: u64,
+        pid: LocalPid,
+    ) -> Result<(MutexGuard<'_, Table>, bool), Refusal> {
+        let mut table = self.0.lock();
+        table.entry(id)?;
+        if table.watched.contains(&pid) {
+            return Ok((table, true));
+        }
+        drop(table);
+        Ok(self.watch(env, connection, pid))
+    }
+
     /// A process has died: its streams are reset, and it waits for nothing any more.
     pub fn down(&self, handle: &Handle, pid: LocalPid) {
         let mut table = self.0.lock();
@@ -223,9 +240,7 @@ impl Owners {
         id: u64,
         waiter: Waiter,
     ) -> Result<bool, Refusal> {
-        // Whoever is refused is not watched.
-        self.0.lock().entry(id)?;
-        let (mut table, lives) = self.watch(env, connection, waiter.pid);
+        let (mut table, lives) = self.watch_waiter(env, connection, id, waiter.pid)?;
         table.entry(id)?;
         let room = connection.handle.stream_has_room(id)?;
         if !room && lives {
@@ -243,9 +258,7 @@ impl Owners {
         length: usize,
         waiter: Waiter,
     ) -> Result<(), Refusal> {
-        // As above.
-        self.0.lock().entry(id)?;
-        let (mut table, lives) = self.watch(env, connection, waiter.pid);
+        let (mut table, lives) = self.watch_waiter(env, connection, id, waiter.pid)?;
         let entry = table.entry(id)?;
         if entry.active != Active::False {
             return Err(Refusal::Invalid);
