@@ -3,14 +3,12 @@
 %%
 %% It has two lives. Until the handshake completes it serves the process that
 %% runs `dist_util' (send/2, recv/3 and so on), on the control stream. Then it
-%% is the output handler (`quic_dist_output'), while `quic_dist_input' does the
-%% opposite in a process of its own. Here are its calls, the first life, and
-%% what both lives do.
+%% carries the traffic, both ways (`quic_dist_traffic'). Here are its calls, the
+%% first life, and what both lives do.
 %%
-%% It does not trap exits. It is linked to the process that runs `dist_util',
-%% to its input handler and to `net_kernel'; whichever dies first decides the
-%% reason of `nodedown', and the engine closes the QUIC connection as its owner
-%% is gone.
+%% It does not trap exits. It is linked to the process that runs `dist_util' and
+%% to `net_kernel'; whichever dies first decides the reason of `nodedown', and
+%% the engine closes the QUIC connection as its owner is gone.
 -module(quic_dist_controller).
 
 -export([start_link/4, set_supervisor/2, get_node/1,
@@ -433,25 +431,15 @@ closed_in_handshake(Reason, #state{link = Link}) ->
 %% The last of the first life: the VM has the connection.
 -spec complete(reference(), erlang:dist_handle(), #state{}) -> no_return().
 complete(From, DHandle, #state{link = #{conn := Conn} = Link, last = Last}) ->
-    Input = quic_dist_input:start_link(Conn, DHandle),
-    ok = erlang:dist_ctrl_input_handler(DHandle, Input),
     false = erlang:dist_ctrl_set_opt(DHandle, get_size, true),
-    Result = quic_dist_nif:set_input(Conn, Input),
-    %% When it fails, `closed' is on its way.
+    %% When one of them fails, `closed' is on its way.
+    _ = quic_dist_nif:set_input(Conn, self()),
     _ = case Last of
             undefined -> ok;
             _ -> quic_dist_nif:control_send(Conn, Last)
         end,
     reply(From, ok),
-    case Result of
-        ok ->
-            quic_dist_output:start(Link, DHandle);
-        {error, closed} ->
-            %% The input handler will not be told, so it can't be what ends us.
-            receive
-                {quic_dist, Conn, {closed, Reason}} -> end_with(Reason, Link)
-            end
-    end.
+    quic_dist_traffic:start(Link, DHandle).
 
 %%% Both lives
 

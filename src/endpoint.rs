@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use parking_lot::Mutex;
@@ -19,6 +19,7 @@ use crate::event::Events;
 use crate::handle::{Command, Commands, ConnectionCommand, Handle, Id, SendError, Shared};
 use crate::identity::{IdentityError, NodeIdentity, OtherCookie};
 use crate::layout::Role;
+use crate::lead::{Asked, Lead, Taken};
 use crate::socket::Socket;
 
 /// Why an endpoint could not be opened, or take a new identity.
@@ -76,6 +77,8 @@ pub struct Counters {
     pub poll_calls: AtomicU64,
     /// Times that the event thread let others run while it waited (`sched_yield`).
     pub yields: AtomicU64,
+    /// Turns that a thread took which would else have waited for the event thread.
+    pub guest_turns: AtomicU64,
     /// Receiving system calls, those that gave nothing included.
     pub receive_calls: AtomicU64,
     /// Sending system calls, of whichever thread.
@@ -126,7 +129,12 @@ pub(crate) struct CommandSender<E: Events> {
     ending: Mutex<bool>,
     /// The socket is the event thread's: it closes when that ends, whoever still holds a handle.
     socket: Weak<Socket>,
-    counters: Arc<Counters>,
+    pub counters: Arc<Counters>,
+    /// Who takes the turns.
+    pub lead: Lead,
+    /// Held by who takes one; none after the event thread's last. The event thread waits for it, and nobody
+    /// else does. Who has it waits for the lock of a connection, whose holders wait for nothing.
+    pub turn: Mutex<Option<Box<Driver<E>>>>,
 }
 
 impl<E: Events> CommandSender<E> {
@@ -146,6 +154,8 @@ impl<E: Events> CommandSender<E> {
             ending: Mutex::new(false),
             socket,
             counters,
+            lead: Lead::new(Instant::now()),
+            turn: Mutex::new(None),
         };
         (Arc::new(sender), receiver)
     }
@@ -158,7 +168,14 @@ impl<E: Events> CommandSender<E> {
         // The event thread lowers the flag before it drains the channel, so a command is either
         // seen by that draining or raises the flag again. And it says that it falls asleep before it
         // looks at the flag for the last time: either it sees the flag, or who raised it sees that.
-        if !self.notified.swap(true, Ordering::SeqCst) && self.asleep.load(Ordering::SeqCst) {
+        if !self.notified.swap(true, Ordering::SeqCst) {
+            self.wake();
+        }
+    }
+
+    /// Wakes the event thread, if it waits.
+    fn wake(&self) {
+        if self.asleep.load(Ordering::SeqCst) {
             self.counters.wake_calls.fetch_add(1, Ordering::Relaxed);
             if let Err(error) = self.waker.wake() {
                 log::error!("the event thread cannot be woken: {error}");
@@ -200,6 +217,27 @@ impl<E: Events> CommandSender<E> {
 impl<E: Events> Commands for CommandSender<E> {
     fn connection(&self, id: Id, command: ConnectionCommand) {
         self.command(Command::Connection(id, command));
+    }
+
+    fn guest_turn(&self, id: Id, now: Instant) -> Asked {
+        match self.lead.take(id, now) {
+            Taken::No => return Asked::Leave,
+            Taken::Still => {}
+            // As with a command: either it sees that the lead is taken before it falls asleep, or it is
+            // woken now. Then it rests where deadlines that the guest's turns set are not slept through.
+            Taken::Now => self.wake(),
+        }
+        match self.turn.try_lock() {
+            Some(mut turn) => turn
+                .as_mut()
+                .map_or(Asked::Leave, |driver| driver.guest_turn()),
+            // The event thread takes one meanwhile.
+            None => Asked::Bytes(0),
+        }
+    }
+
+    fn leave(&self, id: Id) {
+        self.lead.leave(id);
     }
 }
 
@@ -255,7 +293,7 @@ impl<E: Events> Endpoint<E> {
         let local = socket.local();
         let ids = Arc::new(AtomicU64::new(0));
         let counters = Arc::new(Counters::default());
-        let (driver, commands) = Driver::new(
+        let (commands, poll) = Driver::new(
             socket,
             identity,
             limits.clone(),
@@ -265,12 +303,18 @@ impl<E: Events> Endpoint<E> {
         )?;
         // Nothing is ever sent: the thread's end drops the sender, and that is the news.
         let (alive, done) = crossbeam_channel::bounded::<()>(0);
-        let thread = std::thread::Builder::new()
+        let (sender, busy_wait) = (commands.clone(), limits.busy_wait);
+        let spawned = std::thread::Builder::new()
             .name("quic_dist".into())
             .spawn(move || {
-                driver.run();
+                Driver::run(&sender, poll, busy_wait);
                 drop(alive);
-            })?;
+            });
+        let thread = spawned.inspect_err(|_| {
+            // It refers to what is shared, which refers to it.
+            commands.turn.lock().take();
+        })?;
+        commands.lead.set_event_thread(thread.thread().clone());
         Ok(Endpoint {
             commands,
             ids,

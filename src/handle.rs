@@ -18,10 +18,12 @@ use parking_lot::{MappedMutexGuard, Mutex, MutexGuard};
 use crate::batch::Batch;
 use crate::config::Limits;
 use crate::connection::{Connection, Network, Sent, Train};
+use crate::driver::patience;
 use crate::frame::Prefix;
 use crate::gate::Gate;
 use crate::identity::{PeerCertificate, Verified};
 use crate::layout::Role;
+use crate::lead::{Asked, Guest};
 use crate::streams::Streams;
 
 /// Up to this much is sent by the thread that has it, if nobody works on the connection; above it,
@@ -49,6 +51,10 @@ pub(crate) struct Shared {
     pub streams: Streams,
     /// The connection; none before it was dialled and after its end.
     pub connection: Mutex<Option<Connection>>,
+    /// Whoever asks for itself what has come. Tried only: nobody waits for it.
+    pub guest: Mutex<Guest>,
+    /// How long it asks.
+    pub patience: Duration,
 }
 
 impl Shared {
@@ -63,6 +69,8 @@ impl Shared {
             certificate: OnceLock::new(),
             streams: Streams::new(role, limits),
             connection: Mutex::new(None),
+            guest: Mutex::new(Guest::default()),
+            patience: patience(limits),
         })
     }
 
@@ -116,6 +124,12 @@ pub(crate) struct Id(pub u64);
 /// The sending half of an endpoint's commands, without the type of its own commands, and its socket.
 pub(crate) trait Commands: Network + Send + Sync {
     fn connection(&self, id: Id, command: ConnectionCommand);
+
+    /// A turn of the endpoint's on the calling thread, unless others take them.
+    fn guest_turn(&self, id: Id, now: Instant) -> Asked;
+
+    /// The guest takes no more turns.
+    fn leave(&self, id: Id);
 }
 
 thread_local! {
@@ -379,6 +393,39 @@ impl Handle {
     /// is known to be, and we dialled.
     pub fn seek(&self, peer: SocketAddr) -> Result<(), SendError> {
         self.command(ConnectionCommand::Seek(peer))
+    }
+
+    /// For a thread that else would only wait for this connection's events: whether it is to call again
+    /// as soon as nothing else is to be done on it. Meanwhile it is the thread that calls [`Events`], from
+    /// within these calls, whatever connection they concern. A call takes some microseconds where nothing has
+    /// come, and handles at most some 256 KiB; no TLS handshake is in it. `got`: bytes that were received
+    /// since the last call: what is large is better left to the event thread.
+    ///
+    /// For `busy_wait` times three after something has come the answer is yes, but where the thread has turned
+    /// out not to call often; who does not call after a yes is not waited for.
+    ///
+    /// [`Events`]: crate::Events
+    pub fn ask(&self, got: usize) -> bool {
+        // Two threads for one connection: one of them is enough.
+        let Some(mut guest) = self.shared.guest.try_lock() else {
+            return false;
+        };
+        let patience = self.shared.patience;
+        let now = Instant::now();
+        let may = !patience.is_zero() && !self.is_closed();
+        let stays = may && guest.may_ask(got, now) && {
+            let asked = self.commands.guest_turn(self.id, now);
+            let stays = guest.asked(asked, patience, now);
+            if stays && asked == Asked::Bytes(0) {
+                // As the event thread does in between: who is to answer may need this processor.
+                std::thread::yield_now();
+            }
+            stays
+        };
+        if !stays {
+            self.commands.leave(self.id);
+        }
+        stays
     }
 
     /// Gives received bytes back to the receive budget.

@@ -28,6 +28,7 @@ pub mod handle;
 pub mod identity;
 pub mod ingress;
 pub mod layout;
+mod lead;
 pub mod packets;
 pub mod panics;
 pub mod router;

@@ -28,6 +28,7 @@ pub(crate) struct Socket {
 }
 
 /// What one receiving call gave.
+#[derive(Default)]
 pub(crate) struct Batch {
     buffers: Vec<Box<[u8]>>,
     metas: [RecvMeta; BUFFERS],

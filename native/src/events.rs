@@ -1,15 +1,15 @@
-//! The engine's events as messages to Erlang processes. It runs on the event thread.
+//! The engine's events as messages to Erlang processes.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use quic_dist_engine::packets::Allocate;
 use quic_dist_engine::{CloseReason, Event, Events, Handle};
-use rustler::env::OwnedEnv;
 use rustler::{Encoder, Env, LocalPid, ResourceArc, Term};
 
 use crate::exit;
 use crate::input;
+use crate::mail::Mail;
 use crate::resources::{ConnectionResource, EndpointResource};
 use crate::terms::{self, atoms};
 
@@ -39,7 +39,7 @@ impl Drop for Peer {
 pub struct NifEvents {
     endpoint: ResourceArc<EndpointResource>,
     owner: LocalPid,
-    env: OwnedEnv,
+    env: Mail,
     second: Instant,
     told: u32,
     untold: u32,
@@ -50,7 +50,7 @@ impl NifEvents {
         NifEvents {
             endpoint,
             owner,
-            env: OwnedEnv::new(),
+            env: Mail::new(),
             second: Instant::now(),
             told: 0,
             untold: 0,
@@ -59,7 +59,7 @@ impl NifEvents {
 
     fn send<'a>(&mut self, to: LocalPid, message: impl FnOnce(Env<'a>) -> Term<'a>) {
         // An error means that the process is dead: then its monitor ends what it owned.
-        let _ = self.env.send_and_clear(&to, message);
+        let _ = self.env.send(&to, message);
     }
 
     /// Whether another refusal is told within this second.
@@ -186,10 +186,6 @@ impl Events for NifEvents {
             Event::Datagrams(datagrams) => connection.owners.datagrams(&mut self.env, datagrams),
             Event::Closed(reason) => {
                 connection.owners.ended(&mut self.env, &reason);
-                if let Some(input) = connection.input() {
-                    let connection = connection.clone();
-                    self.send(input, |env| closed(env, connection, &reason));
-                }
                 if let Some(owner) = connection.owner() {
                     self.send(owner, |env| closed(env, connection, &reason));
                 }

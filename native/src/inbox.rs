@@ -1,10 +1,12 @@
-//! What has come for a connection's input handler, until it takes it.
+//! What has come for a connection's controller, until it takes it.
 //!
 //! It is sent a message, and then takes until nothing is left: what comes meanwhile needs no message of
 //! its own. One from a thread that is not a scheduler's costs more than its sending, for the VM frees
 //! it on a thread of its own, which has to be woken; that is also why the message has the packets with
 //! it and does not only say that there are some. What is taken becomes binaries where they are used,
 //! while the event thread goes on.
+//!
+//! While it asks the engine for more it is sent no message either: it comes back by itself.
 //!
 //! It has no limit of its own: the engine reads no more than the receive budget and one batch.
 
@@ -13,7 +15,7 @@ use std::collections::VecDeque;
 use parking_lot::Mutex;
 use quic_dist_engine::{Handle, Packets};
 
-/// What the input handler takes at once. To make binaries of it takes some 50 µs, of packets of 100
+/// What the controller takes at once. To make binaries of it takes some 50 µs, of packets of 100
 /// bytes half a millisecond.
 const TAKE: usize = 256 << 10;
 
@@ -24,14 +26,14 @@ pub struct Inbox(Mutex<Content>);
 #[derive(Default)]
 struct Content {
     packets: VecDeque<Packets>,
-    /// The input handler was sent a message, and has not found this empty since.
+    /// The controller was sent a message, and has not left since.
     told: bool,
     /// Bytes that it got last, and is done with when it comes again.
     taken: usize,
 }
 
 impl Inbox {
-    /// Puts packets behind those that are there. If the input handler waits for a message, it is to
+    /// Puts packets behind those that are there. If the controller waits for a message, it is to
     /// get them with it, and they are given back.
     pub fn put(&self, packets: Packets) -> Option<Packets> {
         let mut content = self.0.lock();
@@ -44,9 +46,24 @@ impl Inbox {
         Some(packets)
     }
 
-    /// Takes what comes first, and gives the receive budget back what was taken before. Empty: what
-    /// comes from now on is told.
-    pub fn take(&self, handle: &Handle) -> Vec<Packets> {
+    /// Bytes that the controller got last.
+    pub fn taken(&self) -> usize {
+        self.0.lock().taken
+    }
+
+    /// Takes what comes first, if there is anything, and gives the receive budget back what was taken
+    /// before.
+    pub fn take(&self, handle: &Handle) -> Option<Vec<Packets>> {
+        self.take_or(handle, false)
+    }
+
+    /// The same; if there is nothing, and the controller does not come back by itself, what comes from now
+    /// on is told.
+    pub fn take_or_leave(&self, handle: &Handle, comes_back: bool) -> Option<Vec<Packets>> {
+        self.take_or(handle, !comes_back)
+    }
+
+    fn take_or(&self, handle: &Handle, leave: bool) -> Option<Vec<Packets>> {
         let mut taken = Vec::new();
         let mut bytes = 0;
         let before = {
@@ -57,12 +74,14 @@ impl Inbox {
                 bytes += packets.len();
                 taken.push(packets);
             }
-            content.told = !taken.is_empty();
+            if taken.is_empty() && leave {
+                content.told = false;
+            }
             std::mem::replace(&mut content.taken, bytes)
         };
         if before > 0 {
             handle.consumed(before);
         }
-        taken
+        (!taken.is_empty()).then_some(taken)
     }
 }

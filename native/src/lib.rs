@@ -11,6 +11,7 @@ mod files;
 mod inbox;
 mod input;
 mod logger;
+mod mail;
 mod options;
 mod output;
 mod owned;
@@ -321,7 +322,17 @@ fn packet_sender<'a>(env: Env<'a>, packet: Term<'a>) -> rustler::NifResult<Term<
 
 #[rustler::nif]
 fn data_take<'a>(env: Env<'a>, connection: ResourceArc<ConnectionResource>) -> Term<'a> {
-    input::binaries(env, connection.inbox.take(&connection.handle))
+    let (inbox, handle) = (&connection.inbox, &connection.handle);
+    let before = inbox.taken();
+    if let Some(packets) = inbox.take(handle) {
+        return input::binaries(env, packets);
+    }
+    let asks = mail::lent(env, || handle.ask(before));
+    match inbox.take_or_leave(handle, asks) {
+        Some(packets) => input::binaries(env, packets),
+        None if asks => atoms::again().encode(env),
+        None => Term::list_new_empty(env),
+    }
 }
 
 #[rustler::nif]

@@ -12,9 +12,9 @@ use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard};
 use quic_dist_engine::streams::{Demand, StreamError, code};
 use quic_dist_engine::{CloseReason, Handle, StreamEvent};
-use rustler::env::OwnedEnv;
 use rustler::{Atom, Encoder, Env, LocalPid, ResourceArc, Term};
 
+use crate::mail::Mail;
 use crate::owned::{Active, End, Entry, binary, end_term, message};
 use crate::resources::ConnectionResource;
 use crate::terms::{self, atoms};
@@ -65,7 +65,7 @@ impl Table {
     }
 
     /// Tells everybody who has to do with a stream how it ended.
-    fn end(&mut self, env: &mut OwnedEnv, id: u64, end: End) {
+    fn end(&mut self, env: &mut Mail, id: u64, end: End) {
         let Some(mut entry) = self.streams.remove(&id) else {
             return;
         };
@@ -79,7 +79,7 @@ impl Table {
             self.streams.insert(id, entry);
         } else {
             let node = self.node;
-            let _ = env.send_and_clear(&entry.owner, |env| {
+            let _ = env.send(&entry.owner, |env| {
                 message(env, node, id, end_term(env, &end))
             });
         }
@@ -402,7 +402,7 @@ impl Owners {
 
     // What the engine tells, on the event thread
 
-    pub fn event(&self, env: &mut OwnedEnv, handle: &Handle, id: u64, event: StreamEvent) {
+    pub fn event(&self, env: &mut Mail, handle: &Handle, id: u64, event: StreamEvent) {
         match event {
             StreamEvent::Incoming => self.incoming(env, handle, id),
             StreamEvent::Data { bytes, fin } => self.data(env, handle, id, bytes, fin),
@@ -418,7 +418,7 @@ impl Owners {
     }
 
     /// The connection has ended.
-    pub fn ended(&self, env: &mut OwnedEnv, reason: &CloseReason) {
+    pub fn ended(&self, env: &mut Mail, reason: &CloseReason) {
         let mut table = self.0.lock();
         table.ended = true;
         table.acceptors.clear();
@@ -429,7 +429,7 @@ impl Owners {
         }
     }
 
-    fn incoming(&self, env: &mut OwnedEnv, handle: &Handle, id: u64) {
+    fn incoming(&self, env: &mut Mail, handle: &Handle, id: u64) {
         let mut table = self.0.lock();
         let node = table.node;
         let Some((acceptor, active)) = table.acceptors.pop_front() else {
@@ -444,14 +444,14 @@ impl Owners {
         table.streams.insert(id, entry);
         if active == Active::False {
             // No data will say so.
-            let _ = env.send_and_clear(&acceptor, |env| {
+            let _ = env.send(&acceptor, |env| {
                 message(env, node, id, atoms::passive().encode(env))
             });
         }
         let _ = handle.demand_stream(id, demand);
     }
 
-    fn data(&self, env: &mut OwnedEnv, handle: &Handle, id: u64, bytes: Bytes, fin: bool) {
+    fn data(&self, env: &mut Mail, handle: &Handle, id: u64, bytes: Bytes, fin: bool) {
         let mut table = self.0.lock();
         let node = table.node;
         // Whoever has no entry any more is about to be reset.
@@ -467,12 +467,12 @@ impl Owners {
                 .tell(|env| (atoms::ok(), binary(env, bytes), fin).encode(env))
         } else {
             // An owner that is dead is about to be noticed.
-            let _ = env.send_and_clear(&entry.owner, |env| {
+            let _ = env.send(&entry.owner, |env| {
                 let data = (atoms::data(), binary(env, bytes), fin).encode(env);
                 message(env, node, id, data)
             });
             if entry.delivered() {
-                let _ = env.send_and_clear(&entry.owner, |env| {
+                let _ = env.send(&entry.owner, |env| {
                     message(env, node, id, atoms::passive().encode(env))
                 });
             }
@@ -488,7 +488,7 @@ impl Owners {
         }
     }
 
-    pub fn datagrams(&self, env: &mut OwnedEnv, datagrams: Vec<Vec<u8>>) {
+    pub fn datagrams(&self, env: &mut Mail, datagrams: Vec<Vec<u8>>) {
         let mut table = self.0.lock();
         let node = table.node.unwrap_or_else(atoms::undefined);
         for datagram in datagrams {
@@ -496,7 +496,7 @@ impl Owners {
                 return;
             };
             table.datagram_acceptors.push_back(acceptor);
-            let _ = env.send_and_clear(&acceptor, |env| {
+            let _ = env.send(&acceptor, |env| {
                 let data = terms::binary(env, &datagram);
                 (atoms::quic_dist_datagram(), node, data).encode(env)
             });

@@ -11,7 +11,7 @@ use rustler::{Atom, Binary, Decoder, Encoder, Env, Error, NewBinary, NifResult, 
 
 pub mod atoms {
     rustler::atoms! {
-        ok, error, warning, info, true_ = "true", undefined,
+        ok, again, error, warning, info, true_ = "true", undefined,
         quic_dist, quic_dist_incoming, quic_dist_refused, quic_dist_log, quic_dist_packets,
         quic_dist_endpoint_down, quic_dist_unknown_cookie,
         connected, control, writable, low, moved, silent, closed, busy, too_long, bad_option, identity,

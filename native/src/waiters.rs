@@ -1,42 +1,39 @@
 //! Processes that wait in a call, each with a reference of its own.
 
 use quic_dist_engine::streams::StreamError;
-use rustler::env::{OwnedEnv, SavedTerm};
+use rustler::env::SavedTerm;
 use rustler::{Encoder, Env, LocalPid, Term};
 
+use crate::mail::Mail;
 use crate::terms::atoms;
 
 /// Who waits, and the reference that the answer carries.
 pub struct Waiter {
     pub pid: LocalPid,
-    env: OwnedEnv,
+    mail: Mail,
     reference: SavedTerm,
 }
 
 impl Waiter {
     pub fn new(pid: LocalPid, reference: Term) -> Self {
-        let env = OwnedEnv::new();
-        let reference = env.save(reference);
+        let (mail, reference) = Mail::save(reference);
         Waiter {
             pid,
-            env,
+            mail,
             reference,
         }
     }
 
     pub fn is(&self, reference: Term) -> bool {
-        self.env.run(|env| self.reference.load(env) == reference)
+        self.mail.run(|env| self.reference.load(env) == reference)
     }
 
-    /// Sends `{Ref, Answer}`. Called on the event thread only: the VM does not let its own threads
-    /// send from an environment that is no process's. False: the process is dead.
+    /// Sends `{Ref, Answer}`, in a turn ([`Mail`]). False: the process is dead.
     pub fn tell<'a>(mut self, answer: impl FnOnce(Env<'a>) -> Term<'a>) -> bool {
         let reference = self.reference;
-        self.env
-            .send_and_clear(&self.pid, |env| {
-                (reference.load(env), answer(env)).encode(env)
-            })
-            .is_ok()
+        self.mail.send(&self.pid, |env| {
+            (reference.load(env), answer(env)).encode(env)
+        })
     }
 }
 

@@ -19,8 +19,22 @@ const RECEIVES_PER_TURN: usize = 1;
 /// Entries of the socket's error queue per turn.
 const ERRORS_PER_TURN: usize = 64;
 
+/// A datagram that waits for the event thread.
+pub(super) struct Left {
+    datagram: Vec<u8>,
+    from: SocketAddr,
+    to: SocketAddr,
+}
+
 impl<E: Events> Driver<E> {
-    pub(super) fn receive(&mut self, batch: &mut Batch) {
+    pub(super) fn receive(&mut self) {
+        // The datagrams lie in it while the driver works on them.
+        let mut batch = std::mem::take(&mut self.batch);
+        self.receive_into(&mut batch);
+        self.batch = batch;
+    }
+
+    fn receive_into(&mut self, batch: &mut Batch) {
         for _ in 0..RECEIVES_PER_TURN {
             bump(&self.counters.receive_calls, 1);
             let count = match self.socket.receive(batch) {
@@ -39,6 +53,7 @@ impl<E: Events> Driver<E> {
             };
             for (datagram, from, to) in batch.datagrams(count) {
                 bump(&self.counters.datagrams_received, 1);
+                self.received = self.received.wrapping_add(datagram.len());
                 self.arrived(datagram, from, to);
             }
             // The system had no more; what comes from now on wakes us again.
@@ -53,7 +68,11 @@ impl<E: Events> Driver<E> {
         let local = self.socket.local();
         let to = SocketAddr::new(to.unwrap_or(local.ip()), local.port());
         let key = match classify(datagram, &self.table) {
+            Arrival::Known(key) if self.guest && !self.is_up(key) => {
+                return self.leave(datagram, from, to);
+            }
             Arrival::Known(key) => key,
+            Arrival::Initial { .. } if self.guest => return self.leave(datagram, from, to),
             Arrival::Initial { scid, dcid, token } => {
                 let now = Instant::now();
                 let original = match self.admission.decide(from, &dcid, &token, now) {
@@ -82,6 +101,27 @@ impl<E: Events> Driver<E> {
         };
         self.with(key, |connection| connection.receive(datagram, from, to));
         self.list(key);
+    }
+
+    /// Whether the TLS handshake is complete. Before, what comes may cost a signature.
+    fn is_up(&self, key: usize) -> bool {
+        let shared = self.entries[key].handle.shared();
+        shared.certificate.get().is_some()
+    }
+
+    fn leave(&mut self, datagram: &[u8], from: SocketAddr, to: SocketAddr) {
+        self.left.push(Left {
+            datagram: datagram.to_vec(),
+            from,
+            to,
+        });
+    }
+
+    /// What guests have left.
+    pub(super) fn receive_left(&mut self) {
+        for mut left in std::mem::take(&mut self.left) {
+            self.arrived(&mut left.datagram, left.from, Some(left.to.ip()));
+        }
     }
 
     fn negotiate_version(

@@ -1,27 +1,42 @@
 //! How the event thread ends: because it was told to, or because something went wrong that must not
 //! leave anybody waiting, neither the processes here nor the peers.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use mio::Poll;
 
 use super::Driver;
+use super::turns::{Failure, Waiting};
 use crate::close::CloseReason;
 use crate::connection::Happening;
-use crate::endpoint::EndpointCommand;
+use crate::endpoint::{CommandSender, EndpointCommand};
 use crate::event::{Event, Events};
 use crate::handle::Command;
 use crate::panics;
 
 impl<E: Events> Driver<E> {
-    /// Runs until the endpoint is closed. A panic ends it as well, after every connection and every
-    /// peer has been told.
-    pub fn run(mut self) {
-        let (reason, error) = match panics::caught(|| self.turns()) {
-            Ok(Ok(())) => (CloseReason::EndpointClosed, None),
-            Ok(Err(error)) => {
+    /// The event thread: runs until the endpoint is closed. A panic ends it as well, after every
+    /// connection and every peer has been told.
+    pub fn run(sender: &CommandSender<E>, poll: Poll, busy_wait: Duration) {
+        let mut waiting = Waiting::new(sender, poll, busy_wait);
+        let ended = panics::caught(|| waiting.turns()).map_err(Failure::Panic);
+        // From now on there are no turns, of guests neither.
+        let driver = sender.turn.lock().take();
+        if let Some(driver) = driver {
+            driver.end(ended.flatten());
+        }
+    }
+
+    fn end(mut self, ended: Result<(), Failure>) {
+        let (reason, error) = match ended {
+            Ok(()) => (CloseReason::EndpointClosed, None),
+            Err(Failure::Io(error)) => {
                 let text = format!("waiting for events failed: {error}");
                 (CloseReason::io(&error), Some(text))
             }
-            Err(panic) => (CloseReason::Internal, Some(format!("a panic: {panic}"))),
+            Err(Failure::Panic(panic)) => {
+                (CloseReason::Internal, Some(format!("a panic: {panic}")))
+            }
         };
         // Somebody may have dialled since the last turn; from now on nobody can.
         self.sender.ending();

@@ -1,11 +1,14 @@
-//! The event thread: it waits, takes what came (commands, datagrams, deadlines), lets the
-//! connections concerned work, and carries what they have to say to the socket and to [`Events`].
-//! It decides nothing about a connection.
+//! What the event thread does, and in its place a guest ([`crate::lead`]): it takes what came (commands,
+//! datagrams, deadlines), lets the connections concerned work, and carries what they have to say to the
+//! socket and to [`Events`]. It decides nothing about a connection.
 
 mod connections;
 mod datagrams;
 mod ending;
 mod routes;
+mod turns;
+
+pub(crate) use turns::patience;
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -16,7 +19,7 @@ use std::sync::atomic::Ordering::{Relaxed, Release};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
-use mio::{Poll, Token, Waker};
+use mio::{Poll, Registry, Token, Waker};
 use slab::Slab;
 
 use crate::addresses::Addresses;
@@ -32,18 +35,16 @@ use crate::sessions::Sessions;
 use crate::socket::{Batch, Socket};
 use crate::table::Table;
 use crate::timers::Timers;
+use datagrams::Left;
+use turns::Failure;
 
 const SOCKET: Token = Token(0);
 const WAKER: Token = Token(1);
 const ADDRESSES: Token = Token(2);
 
-/// How often the event thread asks at least, whatever else runs in between.
-const BUSY_ROUNDS: usize = 3;
 /// How long after a question about cookies ([`Events::unknown_cookie`]) the next may follow: strangers
 /// cause them.
 const QUESTION_EVERY: Duration = Duration::from_millis(10);
-/// It asks for so many times `busy_wait` after a wait that was shorter than that.
-const PATIENCE: u32 = 3;
 
 type ConnectionId = quiche::ConnectionId<'static>;
 
@@ -66,7 +67,7 @@ struct Entry<E: Events> {
 
 /// See the module's documentation.
 pub(crate) struct Driver<E: Events> {
-    poll: Poll,
+    registry: Registry,
     /// None where the system does not tell of changes.
     addresses: Option<Addresses>,
     socket: Arc<Socket>,
@@ -101,10 +102,17 @@ pub(crate) struct Driver<E: Events> {
     ids: Arc<AtomicU64>,
     counters: Arc<Counters>,
     admission: Admission,
+    batch: Batch,
     /// The socket may have more datagrams than were read.
     readable: bool,
-    /// The last wait was a short one.
-    lively: bool,
+    /// Bytes of datagrams received.
+    received: usize,
+    /// This turn is a guest's.
+    guest: bool,
+    /// Datagrams of handshakes, which a guest has left for the event thread: those of one turn at most.
+    left: Vec<Left>,
+    /// What has gone wrong in a guest's turn.
+    failed: Option<Failure>,
     /// The endpoint closes: the thread ends with its last connection, or at this time.
     closing: Option<Instant>,
 }
@@ -117,7 +125,7 @@ impl<E: Events> Driver<E> {
         ids: Arc<AtomicU64>,
         counters: Arc<Counters>,
         events: E,
-    ) -> Result<(Self, Arc<CommandSender<E>>), OpenError> {
+    ) -> Result<(Arc<CommandSender<E>>, Poll), OpenError> {
         let choice = Arc::new(Choice::default());
         choice.set_own(&identity)?;
         let (client, server) = configurations(&limits, &identity, &choice)?;
@@ -133,7 +141,7 @@ impl<E: Events> Driver<E> {
         let (sender, commands) =
             CommandSender::new(waker, Arc::downgrade(&socket), counters.clone());
         let driver = Driver {
-            poll,
+            registry: poll.registry().try_clone()?,
             addresses: addresses.ok(),
             socket,
             commands,
@@ -161,122 +169,16 @@ impl<E: Events> Driver<E> {
             ids,
             counters,
             admission,
+            batch: Batch::new(),
             readable: true,
-            lively: true,
+            received: 0,
+            guest: false,
+            left: Vec::new(),
+            failed: None,
             closing: None,
         };
-        Ok((driver, sender))
-    }
-
-    fn turns(&mut self) -> io::Result<()> {
-        let mut poll_events = mio::Events::with_capacity(8);
-        let mut batch = Batch::new();
-        loop {
-            let now = Instant::now();
-            if self
-                .closing
-                .is_some_and(|at| at <= now || self.entries.is_empty())
-            {
-                return Ok(());
-            }
-            self.poll(&mut poll_events, now)?;
-            let mut rerouted = false;
-            for event in &poll_events {
-                rerouted |= event.token() == ADDRESSES;
-                if event.token() == SOCKET {
-                    self.readable |= event.is_readable() || event.is_error();
-                    if event.is_error() {
-                        self.read_errors();
-                    }
-                    if event.is_writable() {
-                        bump(&self.counters.poll_calls, 1);
-                        self.socket
-                            .watch_room(self.poll.registry(), SOCKET, false)?;
-                        for key in std::mem::take(&mut self.blocked) {
-                            self.list(key);
-                        }
-                    }
-                }
-            }
-            if rerouted {
-                self.addresses_changed();
-            }
-            self.take_commands();
-            if self.readable {
-                self.receive(&mut batch);
-            }
-            let now = Instant::now();
-            while let Some(key) = self.timers.pop(now) {
-                self.list(key);
-            }
-            self.serve();
-            self.ask(now);
-            if !self.blocked.is_empty() {
-                bump(&self.counters.poll_calls, 1);
-                self.socket.watch_room(self.poll.registry(), SOCKET, true)?;
-            }
-        }
-    }
-
-    /// Waits for something to do. For a moment it asks again and again, and lets other threads run
-    /// in between: to fall asleep and be woken takes longer, and who has just been spoken to often
-    /// hears more at once.
-    ///
-    /// Where falling asleep would make two ends that talk in turns so slow that they fall asleep each
-    /// time, the moment is a longer one: it must not be the sleep that decides whether to sleep.
-    fn poll(&mut self, events: &mut mio::Events, now: Instant) -> io::Result<()> {
-        let wait = self.wait(now);
-        if wait == Some(Duration::ZERO) {
-            return ask(&mut self.poll, &self.counters, events, wait);
-        }
-        let long = self.limits.busy_wait * PATIENCE;
-        if !self.limits.busy_wait.is_zero() {
-            let moment = if self.lively {
-                long
-            } else {
-                self.limits.busy_wait
-            };
-            for round in 0.. {
-                ask(&mut self.poll, &self.counters, events, Some(Duration::ZERO))?;
-                let waited = now.elapsed();
-                if !events.is_empty()
-                    || self.sender.is_notified()
-                    || wait.is_some_and(|wait| waited >= wait)
-                {
-                    return Ok(());
-                }
-                if round >= BUSY_ROUNDS && waited >= moment {
-                    break;
-                }
-                bump(&self.counters.yields, 1);
-                std::thread::yield_now();
-            }
-        }
-        self.sender.sleeps(true);
-        let wait = if self.sender.is_notified() {
-            Some(Duration::ZERO)
-        } else {
-            bump(&self.counters.wake_ups, 1);
-            // A deadline that passed meanwhile only makes this short.
-            self.wait(Instant::now())
-        };
-        let asked = ask(&mut self.poll, &self.counters, events, wait);
-        self.sender.sleeps(false);
-        self.lively = now.elapsed() < long;
-        asked
-    }
-
-    /// How long nothing is to be done.
-    fn wait(&self, now: Instant) -> Option<Duration> {
-        if self.readable || !self.to_serve.is_empty() {
-            return Some(Duration::ZERO);
-        }
-        let question = self.choice.has_question().then_some(self.next_question);
-        [self.timers.next(), self.closing, question]
-            .into_iter()
-            .flatten()
-            .min()
-            .map(|at| at.saturating_duration_since(now))
+        *sender.turn.lock() = Some(Box::new(driver));
+        Ok((sender, poll))
     }
 
     fn list(&mut self, key: usize) {
@@ -423,20 +325,7 @@ fn verified(identity: &NodeIdentity) -> (Verified, Verified) {
     )
 }
 
-fn ask(
-    poll: &mut Poll,
-    counters: &Counters,
-    events: &mut mio::Events,
-    wait: Option<Duration>,
-) -> io::Result<()> {
-    bump(&counters.poll_calls, 1);
-    match poll.poll(events, wait) {
-        Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),
-        _ => Ok(()),
-    }
-}
-
-/// The event thread is the only writer.
+/// Several threads count: the event thread without a lock while it waits, whoever takes a turn, who sends at once.
 fn bump(counter: &AtomicU64, by: u64) {
-    counter.store(counter.load(Relaxed) + by, Relaxed);
+    counter.fetch_add(by, Relaxed);
 }

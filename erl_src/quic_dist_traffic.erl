@@ -1,18 +1,27 @@
 %% @doc The second life of a connection's controller (`quic_dist_controller'):
-%% it takes packets from the VM and gives them to the engine, until the
-%% connection ends.
--module(quic_dist_output).
+%% it takes packets from the VM and gives them to the engine, and from the engine
+%% and gives them to the VM, until the connection ends.
+%%
+%% One process does both, as a port would. None of the calls waits, so neither
+%% direction can keep the other one from going on; and where messages go to and
+%% fro, the process that has handed one to the VM is there for the answer, most
+%% often on the same scheduler.
+%%
+%% For a moment after something has come it asks the engine for more, again and
+%% again, and lets others run in between: it takes the turns of the event thread,
+%% which rests meanwhile (`quic_dist_nif:data_take/1'). So a message that is
+%% answered at once costs no wake-up of a thread.
+-module(quic_dist_traffic).
 
--export([start/2, output_loop/1, ending_loop/2]).
+-export([start/2, loop/1]).
 
 %% What one call of the engine takes at most: enough to fill the largest
 %% packet of a GSO batch, little enough not to starve ticks and calls.
 -define(BATCH_BYTES, 262144).
 -define(BATCH_PACKETS, 64).
 
-%% How long the input handler may take to deliver what had arrived before the
-%% connection ended.
--define(ENDING_MS, 5000).
+%% How long to wait for the VM to end us.
+-define(DEATH_ROW_MS, 5000).
 
 %% How long discovery may take to say where a silent node is, when it is time to
 %% ask it again.
@@ -27,7 +36,13 @@
                 %% the process that asks discovery for the node
                 asking :: undefined | {pid(), reference(), Since :: integer()},
                 %% the engine's queue is full
-                busy = false :: boolean()}).
+                busy = false :: boolean(),
+                %% there may be more to take from the engine, which tells nothing
+                %% until it has said that there is not
+                taking = false :: boolean(),
+                %% this process asks the engine for more; it is one among the
+                %% others meanwhile, for it is always runnable
+                asks = false :: boolean()}).
 
 %% @doc What the controller does from now on.
 -spec start(quic_dist_controller:link(), erlang:dist_handle()) -> no_return().
@@ -36,61 +51,59 @@ start(#{conn := Conn} = Link, DHandle) ->
     %% are runnable: a busy node would else be a slow one, and then a dead one.
     process_flag(priority, high),
     erlang:dist_ctrl_get_data_notification(DHandle),
-    output_loop(#state{link = Link, conn = Conn, dhandle = DHandle,
-                       senders = quic_dist_senders:new(Conn)}).
+    loop(#state{link = Link, conn = Conn, dhandle = DHandle,
+                senders = quic_dist_senders:new(Conn)}).
 
 %% Of these one is always due, or the connection is ending: a `dist_data' (from
 %% the VM after dist_ctrl_get_data_notification/1, or from ourselves when there
-%% is more), or a `writable' while busy.
+%% is more), or a `writable' while busy. And a `quic_dist_packets', unless `taking'.
 %% @private
--spec output_loop(#state{}) -> no_return().
-output_loop(#state{conn = Conn, link = Link} = State) ->
+-spec loop(#state{}) -> no_return().
+loop(#state{conn = Conn, link = Link, taking = Taking} = State) ->
     receive
+        {quic_dist_packets, Packets} ->
+            put_packets(State#state.dhandle, Packets),
+            ?MODULE:loop(State#state{taking = true});
         dist_data ->
-            ?MODULE:output_loop(output(State));
+            ?MODULE:loop(output(State));
         {quic_dist, Conn, writable} when State#state.busy ->
-            ?MODULE:output_loop(output(State#state{busy = false}));
+            ?MODULE:loop(output(State#state{busy = false}));
         {quic_dist, Conn, {low, Process}} ->
             Senders = quic_dist_senders:low(Process, State#state.senders),
-            ?MODULE:output_loop(State#state{senders = Senders});
+            ?MODULE:loop(State#state{senders = Senders});
         tick ->
             %% When it fails, `closed' is on its way.
             _ = quic_dist_nif:tick(Conn),
-            ?MODULE:output_loop(State);
+            ?MODULE:loop(State);
         {quic_dist_controller, From, Request} ->
-            ?MODULE:output_loop(called(Request, From, State));
+            ?MODULE:loop(called(Request, From, State));
         {quic_dist, Conn, {moved, From, To}} ->
             Moved = quic_dist_controller:moved(From, To, Link),
-            ?MODULE:output_loop(State#state{link = Moved});
+            ?MODULE:loop(State#state{link = Moved});
         {quic_dist, Conn, {silent, Asked}} ->
-            ?MODULE:output_loop(seek(Asked, State));
+            ?MODULE:loop(seek(Asked, State));
         {'DOWN', _, process, Asking, _}
           when Asking =:= element(1, State#state.asking) ->
-            ?MODULE:output_loop(State#state{asking = undefined});
+            ?MODULE:loop(State#state{asking = undefined});
         {send, From, Ref, Packet} when is_pid(From), not State#state.busy ->
             %% What OTP's distribution_SUITE asks of a controller that is a
             %% process: a packet of its own making, where a port would take
             %% port_command/2. While the queue is full the caller waits.
             Result = quic_dist_nif:data_send(Conn, [Packet], []),
             From ! {Ref, Result},
-            ?MODULE:output_loop(State#state{busy = Result =:= busy});
+            ?MODULE:loop(State#state{busy = Result =:= busy});
         {quic_dist, Conn, {closed, Reason}} ->
             ok = quic_dist_senders:release(State#state.senders),
-            #{node := Node, peer := Peer} = Link,
-            quic_dist_log:closed(Node, Peer, Reason),
-            _ = erlang:start_timer(?ENDING_MS, self(), ending),
-            ?MODULE:ending_loop(State, quic_dist_log:exit_reason(Reason));
-        {quic_dist_input, drained} ->
-            %% It gets `closed' just before we do.
-            receive
-                {quic_dist, Conn, {closed, Reason}} ->
-                    quic_dist_controller:end_with(Reason, Link)
-            end;
+            %% What had arrived before is the VM's.
+            ok = take_rest(Conn, State#state.dhandle),
+            quic_dist_controller:end_with(Reason, Link);
         {quic_dist, Conn, {control, _AfterHandshake}} ->
             ok = quic_dist_nif:close(Conn, <<"control message after the handshake">>),
-            ?MODULE:output_loop(State);
+            ?MODULE:loop(State);
         _Unexpected when not State#state.busy ->
-            ?MODULE:output_loop(State)
+            ?MODULE:loop(State)
+    after case Taking of true -> 0; false -> infinity end ->
+        ?MODULE:loop(input(State))
     end.
 
 called(Request, From, #state{link = Link} = State) ->
@@ -154,19 +167,53 @@ take(DHandle, Count, Room, Packets, Senders) when Count > 0, Room > 0 ->
 take(_DHandle, _Count, Room, Packets, Senders) ->
     {more, Room, Packets, Senders}.
 
-%% The input handler gets the same `closed' message, after the last packets
-%% that had arrived, and says when it has handed them to the VM. Our end takes
-%% it along.
-%% @private
--spec ending_loop(#state{}, term()) -> no_return().
-ending_loop(State, Reason) ->
-    receive
-        {quic_dist_input, drained} ->
-            exit(Reason);
-        {timeout, _, ending} ->
-            exit(Reason);
-        {quic_dist_controller, From, Request} ->
-            ?MODULE:ending_loop(called(Request, From, State), Reason);
-        Other when element(1, Other) =/= quic_dist_input ->
-            ?MODULE:ending_loop(State, Reason)
+%% Each call also says that the packets before are with the VM. What is woken by
+%% them runs before the next one, where nothing but this process has to.
+input(#state{conn = Conn, dhandle = DHandle} = State) ->
+    case quic_dist_nif:data_take(Conn) of
+        [] ->
+            asks(false, State#state{taking = false});
+        again ->
+            others_run(asks(true, State));
+        [_ | _] = Packets ->
+            put_packets(DHandle, Packets),
+            others_run(State)
     end.
+
+asks(Asks, #state{asks = Asks} = State) ->
+    State;
+asks(true, State) ->
+    process_flag(priority, normal),
+    State#state{asks = true};
+asks(false, State) ->
+    process_flag(priority, high),
+    State#state{asks = false}.
+
+others_run(#state{asks = Asks} = State) ->
+    Asks andalso erlang:yield(),
+    State.
+
+take_rest(Conn, DHandle) ->
+    case quic_dist_nif:data_take(Conn) of
+        [] ->
+            ok;
+        [_ | _] = Packets ->
+            put_packets(DHandle, Packets),
+            take_rest(Conn, DHandle)
+    end.
+
+put_packets(DHandle, [Packet | Packets]) ->
+    %% Bad data makes the VM end this connection; then, and when the
+    %% connection has just ended otherwise, the handle is no longer valid.
+    try
+        erlang:dist_ctrl_put_data(DHandle, Packet)
+    catch
+        error:_ -> death_row()
+    end,
+    put_packets(DHandle, Packets);
+put_packets(_DHandle, []) ->
+    ok.
+
+-spec death_row() -> no_return().
+death_row() ->
+    receive after ?DEATH_ROW_MS -> exit(connection_closed) end.
