@@ -17,9 +17,9 @@
 %%   heard from a peer that was dialled, and seek/2 may help; told for the
 %%   (N + 1)th time since),
 %%   `{quic_dist, Conn, {closed, close_reason()}}' (once, and the last)</li>
-%% <li>to the input process of a connection:
+%% <li>to the process that set_input/2 has named:
 %%   `{quic_dist_packets, [binary()]}', after which it calls data_take/1 until
-%%   nothing is left, and `closed' as above</li>
+%%   that gives `[]'</li>
 %% <li>to the owner of a stream of the application's:
 %%   `quic_dist_stream:message()'</li>
 %% <li>to an acceptor of datagrams: `{quic_dist_datagram, Node, binary()}'</li>
@@ -202,9 +202,18 @@ packet_sender(_Packet) ->
     ?NOT_LOADED.
 
 %% @doc Takes the packets that have come since the message or the last call, some
-%% 256 KiB at a time: for the input process. The receive budget gets back what it
-%% got before. `[]': what comes from now on is told by a message.
--spec data_take(connection()) -> [binary()].
+%% 256 KiB at a time: for the process that gets the message. The receive budget
+%% gets back what it got before. `[]': what comes from now on is told by a message.
+%%
+%% `again': nothing has come yet, and the caller is to call again as soon as no
+%% other process has to run on its scheduler. It is so for `busy_wait' times three
+%% (0.3 ms by default) after something has come, and not right after large data.
+%% In these calls the endpoint works, which its own thread else does: it receives
+%% and sends, also for other connections, and tells their owners. A call takes some
+%% microseconds where nothing has come; it takes up to 256 KiB from the socket, and
+%% leaves handshakes to the thread. Who does not call again within a millisecond is
+%% not waited for.
+-spec data_take(connection()) -> [binary()] | again.
 data_take(_Conn) ->
     ?NOT_LOADED.
 

@@ -75,7 +75,7 @@ pub struct Counters {
     /// System calls that ask what there is to do (`epoll_wait`), whether they wait or not, or say what to tell
     /// (`epoll_ctl`).
     pub poll_calls: AtomicU64,
-    /// Times that the event thread let others run while it waited (`sched_yield`).
+    /// Times that the event thread, or a guest, let others run while it waited (`sched_yield`).
     pub yields: AtomicU64,
     /// Turns that a thread took which would else have waited for the event thread.
     pub guest_turns: AtomicU64,
@@ -236,6 +236,11 @@ impl<E: Events> Commands for CommandSender<E> {
         }
     }
 
+    fn pause(&self) {
+        self.counters.yields.fetch_add(1, Ordering::Relaxed);
+        std::thread::yield_now();
+    }
+
     fn leave(&self, id: Id) {
         self.lead.leave(id);
     }
@@ -293,7 +298,7 @@ impl<E: Events> Endpoint<E> {
         let local = socket.local();
         let ids = Arc::new(AtomicU64::new(0));
         let counters = Arc::new(Counters::default());
-        let (commands, poll) = Driver::new(
+        let (commands, poll) = Driver::install(
             socket,
             identity,
             limits.clone(),

@@ -67,8 +67,9 @@ pub enum StreamEvent {
     Closed,
 }
 
-/// The receiver of the engine's events. All calls come from the endpoint's event thread, and must
-/// not block: no other connection is served meanwhile.
+/// The receiver of the engine's events. All calls come from the endpoint's event thread, or from a thread
+/// that is within [`Handle::ask`], one after the other, and must not block: no other connection is served
+/// meanwhile. Nor may they call [`Handle::ask`].
 pub trait Events: Send + 'static {
     /// What the receiver knows a connection by.
     type Peer: Send;
@@ -89,7 +90,7 @@ pub trait Events: Send + 'static {
         false
     }
 
-    /// The event thread ends, after every connection was told: because the endpoint was closed, or
+    /// The event thread ends, and calls this, after every connection was told: because the endpoint was closed, or
     /// for this reason.
     fn ended(&mut self, error: Option<String>);
 

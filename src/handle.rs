@@ -128,6 +128,9 @@ pub(crate) trait Commands: Network + Send + Sync {
     /// A turn of the endpoint's on the calling thread, unless others take them.
     fn guest_turn(&self, id: Id, now: Instant) -> Asked;
 
+    /// Lets other threads run.
+    fn pause(&self);
+
     /// The guest takes no more turns.
     fn leave(&self, id: Id);
 }
@@ -418,7 +421,7 @@ impl Handle {
             let stays = guest.asked(asked, patience, now);
             if stays && asked == Asked::Bytes(0) {
                 // As the event thread does in between: who is to answer may need this processor.
-                std::thread::yield_now();
+                self.commands.pause();
             }
             stays
         };

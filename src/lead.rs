@@ -232,7 +232,7 @@ mod tests {
     #[test]
     fn leaving_wakes_the_event_thread() {
         let lead = std::sync::Arc::new(Lead::new(Instant::now()));
-        let rests = std::thread::spawn(|| std::thread::park());
+        let rests = std::thread::spawn(std::thread::park);
         lead.set_event_thread(rests.thread().clone());
         lead.leave(Id(7));
         assert!(!rests.is_finished(), "nobody had the lead");

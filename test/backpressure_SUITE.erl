@@ -28,7 +28,7 @@ all() -> [input_handler_held, many_senders_held, beam_stopped, held_one_way_only
 init_per_suite(Config) -> ?LIB:init_suite(Config).
 end_per_suite(Config) -> ?LIB:end_suite(Config).
 init_per_testcase(Case, Config) ->
-    NoHandler = "the input handler of inet_tcp is a port: it cannot be suspended",
+    NoHandler = "inet_tcp has no process that takes what comes",
     ?LIB:init_case(Case, [{small_beside_large, "inet_tcp has no controller process"}
                           | [{C, NoHandler} || C <- [input_handler_held, many_senders_held, held_one_way_only]]], Config).
 end_per_testcase(_Case, Config) -> ?LIB:end_case(Config).
@@ -284,7 +284,7 @@ busy_count() ->
     quic_dist_test_busy ! {count, self()},
     receive {busy, Count} -> Count after 5000 -> error(deadline) end.
 
-%% Suspends B's input handler of the connection with A; gives what resumes it.
+%% Has nobody take what comes to B from A, while B's controller does all else; gives what ends it.
 hold(B, A) ->
     Holder = ?LIB:call(B, ?MODULE, hold_input, [?LIB:node(A)]),
     fun() ->
@@ -294,17 +294,21 @@ hold(B, A) ->
         end)
     end.
 
-%% The input handler is the process linked to the connection's controller that runs quic_dist_input. It is suspended for as long
-%% as the returned process lives.
+%% What comes is told another process than the controller, which keeps it to itself until it is told to resume. The controller is
+%% left alone for it would take what it finds while it asks for more, as it does for a moment after something has come.
 -spec hold_input(node()) -> pid().
 hold_input(Node) ->
-    {Node, Controller} = lists:keyfind(Node, 1, erlang:system_info(dist_ctrl)),
-    {links, Links} = process_info(Controller, links),
-    [Input] = [P || P <- Links, is_pid(P), {initial_call, {quic_dist_input, _, _}} <- [process_info(P, initial_call)]],
+    {ok, Conn, Controller} = quic_dist_nodes:connection(Node),
+    ?LIB:wait_until(waits, fun() -> process_info(Controller, [priority, status]) =:= [{priority, high}, {status, waiting}] end, 10000),
     Caller = self(),
     Holder = spawn(fun() ->
-        true = erlang:suspend_process(Input),
+        ok = quic_dist_nif:set_input(Conn, self()),
         Caller ! {self(), held},
-        receive {resume, From} -> true = erlang:resume_process(Input), From ! {self(), resumed} end
+        receive {resume, From} -> ok = quic_dist_nif:set_input(Conn, Controller), From ! {self(), resumed} end,
+        forward(Controller)
     end),
     receive {Holder, held} -> Holder after 5000 -> error(deadline) end.
+
+%% Also what was on its way when the controller was to be told again.
+forward(Controller) ->
+    receive {quic_dist_packets, _} = Told -> Controller ! Told, forward(Controller) end.

@@ -52,7 +52,7 @@ counters(_Config) ->
 
 counts(H) ->
     #{endpoints := [Info]} = ?LIB:call(H, quic_dist, info, []),
-    Keys = [wake_ups, poll_calls, yields, receive_calls, send_calls, wake_calls, allocations, datagrams_received],
+    Keys = [wake_ups, poll_calls, yields, guest_turns, receive_calls, send_calls, wake_calls, allocations, datagrams_received],
     maps:from_list([{Key, maps:get(Key, Info)} || Key <- Keys]).
 
 %% How often each function said badarg, and anything else but that it has panicked.

@@ -158,34 +158,27 @@ exchange(Other, N, Count) ->
 
 %%% The packets that a node gets
 
-%% Keeps what the input handler of the connection to Node gives to the VM.
+%% Keeps what the controller of the connection to Node gives to the VM.
 -spec watch_input(node()) -> pid().
 watch_input(Node) ->
     #{connections := Connections} = quic_dist:info(),
     [Controller] = [C || #{node := N, controller := C} <- Connections, N =:= Node],
-    %% it is started a little after the VM says that the node is up
-    ?LIB:wait_until({input, Controller}, fun() -> inputs(Controller) =/= [] end, deadline()),
-    [Input] = inputs(Controller),
     Caller = self(),
     Watch = spawn(fun() ->
         1 = erlang:trace_pattern({erlang, dist_ctrl_put_data, 2}, true, []),
-        1 = erlang:trace(Input, true, [call]),
+        1 = erlang:trace(Controller, true, [call]),
         Caller ! {self(), watching},
-        absorb([], Input)
+        absorb([], Controller)
     end),
     Deadline = deadline(),
     receive {Watch, watching} -> Watch after Deadline -> error(deadline) end.
 
-inputs(Controller) ->
-    {links, Links} = process_info(Controller, links),
-    [P || P <- Links, is_pid(P), {initial_call, {quic_dist_input, _, _}} <- [process_info(P, initial_call)]].
-
-absorb(Packets, Input) ->
+absorb(Packets, Controller) ->
     receive
-        {trace, Input, call, {erlang, dist_ctrl_put_data, [_, Packet]}} -> absorb(Packets ++ [Packet], Input);
-        {packets, From} -> From ! {self(), Packets}, absorb(Packets, Input);
+        {trace, Controller, call, {erlang, dist_ctrl_put_data, [_, Packet]}} -> absorb(Packets ++ [Packet], Controller);
+        {packets, From} -> From ! {self(), Packets}, absorb(Packets, Controller);
         {stop, From} -> From ! {self(), stopped};
-        _ -> absorb(Packets, Input)
+        _ -> absorb(Packets, Controller)
     end.
 
 %% Count packets and what came after them, when they have come. Ends the watch.

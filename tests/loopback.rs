@@ -6,6 +6,8 @@ mod support;
 mod addresses;
 #[path = "loopback/cookies.rs"]
 mod cookies;
+#[path = "loopback/guests.rs"]
+mod guests;
 #[path = "loopback/hostile.rs"]
 mod hostile;
 #[path = "loopback/lifecycle.rs"]

@@ -35,7 +35,7 @@ pub mod atoms {
         false_ = "false", once, bidi, uni, stream_id, owner, priority, direction, active,
         recv_fin, send_fin, queued,
         user_streams, user_stream_window, user_stream_queue, datagram_queue,
-        connections, half_open, wake_ups, poll_calls, yields, receive_calls, send_calls, wake_calls,
+        connections, half_open, wake_ups, poll_calls, yields, guest_turns, receive_calls, send_calls, wake_calls,
         allocations, datagrams_received,
         datagrams_dropped, connections_dropped, retries_sent, send_errors,
     }
@@ -306,6 +306,7 @@ pub fn endpoint_info<'a, E: Events>(env: Env<'a>, endpoint: &Endpoint<E>) -> Ter
         (atoms::wake_ups(), &counters.wake_ups),
         (atoms::poll_calls(), &counters.poll_calls),
         (atoms::yields(), &counters.yields),
+        (atoms::guest_turns(), &counters.guest_turns),
         (atoms::receive_calls(), &counters.receive_calls),
         (atoms::send_calls(), &counters.send_calls),
         (atoms::wake_calls(), &counters.wake_calls),

@@ -168,6 +168,7 @@ impl<E: Events> Driver<E> {
             from,
             ids: Vec::new(),
             listed: false,
+            up: false,
             half_open: None,
             dialled: None,
         });
@@ -291,6 +292,7 @@ impl<E: Events> Driver<E> {
         for happening in happenings {
             match happening {
                 Happening::Incoming => {
+                    entry.up = true;
                     entry.peer = Some(self.events.incoming(&entry.handle, entry.from));
                 }
                 Happening::Session(session, left) => {
@@ -312,8 +314,10 @@ impl<E: Events> Driver<E> {
                     {
                         self.sessions.forget(node);
                     }
-                    if let Event::Moved { to, .. } = &event {
-                        entry.from = to.peer;
+                    match &event {
+                        Event::Connected => entry.up = true,
+                        Event::Moved { to, .. } => entry.from = to.peer,
+                        _ => {}
                     }
                     if let Some(peer) = &mut entry.peer {
                         self.events.event(peer, event);

@@ -68,7 +68,7 @@ impl<E: Events> Driver<E> {
         let local = self.socket.local();
         let to = SocketAddr::new(to.unwrap_or(local.ip()), local.port());
         let key = match classify(datagram, &self.table) {
-            Arrival::Known(key) if self.guest && !self.is_up(key) => {
+            Arrival::Known(key) if self.guest && !self.entries[key].up => {
                 return self.leave(datagram, from, to);
             }
             Arrival::Known(key) => key,
@@ -103,12 +103,7 @@ impl<E: Events> Driver<E> {
         self.list(key);
     }
 
-    /// Whether the TLS handshake is complete. Before, what comes may cost a signature.
-    fn is_up(&self, key: usize) -> bool {
-        let shared = self.entries[key].handle.shared();
-        shared.certificate.get().is_some()
-    }
-
+    /// What may cost a signature is left to the event thread.
     fn leave(&mut self, datagram: &[u8], from: SocketAddr, to: SocketAddr) {
         self.left.push(Left {
             datagram: datagram.to_vec(),

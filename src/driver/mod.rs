@@ -59,6 +59,8 @@ struct Entry<E: Events> {
     ids: Vec<ConnectionId>,
     /// It is in the list of those to serve.
     listed: bool,
+    /// The TLS handshake is complete.
+    up: bool,
     /// The place among those that are half open, while it is.
     half_open: Option<Place>,
     /// The node that was dialled, and with which identity of ours.
@@ -118,7 +120,8 @@ pub(crate) struct Driver<E: Events> {
 }
 
 impl<E: Events> Driver<E> {
-    pub fn new(
+    /// Makes a driver, for whoever takes the turns, and what the event thread waits with.
+    pub fn install(
         socket: Socket,
         identity: Arc<NodeIdentity>,
         limits: Limits,

@@ -4,6 +4,7 @@ pub mod raw;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, LazyLock};
+use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
@@ -51,10 +52,13 @@ pub fn until(what: &str, condition: impl Fn() -> bool) {
 }
 
 /// The thread that calls this, as `/proc` knows it.
-fn this_thread() -> String {
+pub fn this_thread() -> String {
     let link = std::fs::read_link("/proc/thread-self").unwrap();
     format!("/proc/{}", link.display())
 }
+
+/// An event, and the thread that has told it.
+pub type Told = (ThreadId, Event);
 
 pub struct Channels {
     pub incoming: Sender<Conn>,
@@ -65,9 +69,9 @@ pub struct Channels {
 }
 
 impl Events for Channels {
-    type Peer = Sender<Event>;
+    type Peer = Sender<Told>;
 
-    fn incoming(&mut self, handle: &Handle, from: SocketAddr) -> Sender<Event> {
+    fn incoming(&mut self, handle: &Handle, from: SocketAddr) -> Sender<Told> {
         let (sender, events) = unbounded();
         let conn = Conn::new(handle.clone(), events, from, this_thread());
         // In this trait's calls nobody may be listening any more: the test is over.
@@ -88,8 +92,8 @@ impl Events for Channels {
         let _ = self.ended.send(error);
     }
 
-    fn event(&mut self, peer: &mut Sender<Event>, event: Event) {
-        let _ = peer.send(event);
+    fn event(&mut self, peer: &mut Sender<Told>, event: Event) {
+        let _ = peer.send((std::thread::current().id(), event));
     }
 }
 
@@ -178,7 +182,9 @@ pub struct Conn {
     pub peer: SocketAddr,
     /// Where `/proc` shows the event thread.
     pub thread: String,
-    events: Receiver<Event>,
+    /// Who has told the last event.
+    pub teller: Option<ThreadId>,
+    events: Receiver<Told>,
     packets: std::collections::VecDeque<Vec<u8>>,
     control: std::collections::VecDeque<Vec<u8>>,
     pub closed: Option<CloseReason>,
@@ -186,11 +192,12 @@ pub struct Conn {
 }
 
 impl Conn {
-    fn new(handle: Handle, events: Receiver<Event>, peer: SocketAddr, thread: String) -> Self {
+    fn new(handle: Handle, events: Receiver<Told>, peer: SocketAddr, thread: String) -> Self {
         Conn {
             handle,
             peer,
             thread,
+            teller: None,
             events,
             packets: Default::default(),
             control: Default::default(),
@@ -209,14 +216,15 @@ impl Conn {
     #[track_caller]
     pub fn connected(&mut self) {
         match self.events.recv_timeout(PATIENCE) {
-            Ok(Event::Connected) => self.claim(),
+            Ok((_, Event::Connected)) => self.claim(),
             other => panic!("not connected: {other:?}"),
         }
     }
 
     #[track_caller]
     fn event(&mut self) {
-        let event = self.events.recv_timeout(PATIENCE).expect("no event");
+        let (teller, event) = self.events.recv_timeout(PATIENCE).expect("no event");
+        self.teller = Some(teller);
         assert!(self.closed.is_none(), "after the end: {event:?}");
         match event {
             Event::Connected => panic!("connected again"),
@@ -243,6 +251,11 @@ impl Conn {
             assert_eq!(self.closed, None, "no more packets");
             self.event();
         }
+    }
+
+    /// Whether an event is there that has not been looked at.
+    pub fn has_event(&self) -> bool {
+        !self.events.is_empty()
     }
 
     /// The next control packet.

@@ -34,6 +34,7 @@ use crate::config;
 use crate::frame::Prefix;
 use crate::handle::{Commands, ConnectionCommand, Handle, Id};
 use crate::identity::{CookieAuthority, NodeIdentity};
+use crate::lead::Asked;
 use crate::term::Process;
 
 pub(super) const CLIENT: SocketAddr =
@@ -163,6 +164,14 @@ impl Commands for Queue {
     fn connection(&self, _: Id, command: ConnectionCommand) {
         self.0.lock().push(command);
     }
+
+    fn guest_turn(&self, _: Id, _: Instant) -> Asked {
+        Asked::Leave
+    }
+
+    fn pause(&self) {}
+
+    fn leave(&self, _: Id) {}
 }
 
 impl Network for Queue {
