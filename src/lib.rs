@@ -26,6 +26,7 @@ pub mod fuzzing;
 pub mod gate;
 pub mod handle;
 pub mod identity;
+pub mod ids;
 pub mod ingress;
 pub mod layout;
 mod lead;

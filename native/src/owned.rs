@@ -20,7 +20,7 @@ pub enum Active {
     True,
     False,
     Once,
-    Count(i32),
+    Count(i16),
 }
 
 impl Active {
@@ -36,7 +36,7 @@ impl Active {
 impl<'a> Decoder<'a> for Active {
     fn decode(term: Term<'a>) -> NifResult<Self> {
         if let Ok(count) = term.decode::<i16>() {
-            return Ok(Active::Count(count.into()));
+            return Ok(Active::Count(count));
         }
         let mode: Atom = term.decode()?;
         if mode == atoms::true_() {
@@ -73,25 +73,74 @@ pub enum End {
 /// There may be very many: what is there seldom is in a box.
 pub struct Entry {
     pub owner: LocalPid,
+    seldom: Option<Box<Seldom>>,
     pub active: Active,
-    pub reader: Option<Box<(Waiter, Demand)>>,
     /// Its owner gives it away: nobody is told anything.
     pub giving: bool,
-    /// What the new owner is to be told.
-    pub end: Option<Box<End>>,
     /// The peer's end was delivered.
     pub fin: bool,
+}
+
+// docs/streams.md says what an idle stream costs.
+const _: () = assert!(size_of::<Option<(u64, Entry)>>() <= 32);
+
+/// One of them: nobody waits for a stream that has ended.
+enum Seldom {
+    Reader(Waiter, Demand),
+    /// What the new owner is to be told.
+    End(End),
 }
 
 impl Entry {
     pub fn new(owner: LocalPid, active: Active) -> Self {
         Entry {
             owner,
+            seldom: None,
             active,
-            reader: None,
             giving: false,
-            end: None,
             fin: false,
+        }
+    }
+
+    /// Who waits for what arrives, and for what.
+    pub fn reader(&self) -> Option<(&Waiter, Demand)> {
+        match self.seldom.as_deref() {
+            Some(Seldom::Reader(waiter, demand)) => Some((waiter, *demand)),
+            _ => None,
+        }
+    }
+
+    pub fn take_reader(&mut self) -> Option<Waiter> {
+        match self.seldom.take().map(|seldom| *seldom) {
+            Some(Seldom::Reader(waiter, _)) => Some(waiter),
+            Some(end) => {
+                self.seldom = Some(Box::new(end));
+                None
+            }
+            None => None,
+        }
+    }
+
+    pub fn read_by(&mut self, waiter: Waiter, demand: Demand) {
+        self.seldom = Some(Box::new(Seldom::Reader(waiter, demand)));
+    }
+
+    /// It has ended, while it is given away.
+    pub fn has_ended(&self) -> bool {
+        matches!(self.seldom.as_deref(), Some(Seldom::End(_)))
+    }
+
+    pub fn ends(&mut self, end: End) {
+        self.seldom = Some(Box::new(Seldom::End(end)));
+    }
+
+    pub fn take_end(&mut self) -> Option<End> {
+        if !self.has_ended() {
+            return None;
+        }
+        match self.seldom.take().map(|seldom| *seldom) {
+            Some(Seldom::End(end)) => Some(end),
+            _ => None,
         }
     }
 
@@ -100,8 +149,8 @@ impl Entry {
         if self.giving || self.fin {
             return None;
         }
-        match (&self.reader, self.active) {
-            (Some(reader), _) => Some(reader.1),
+        match (self.reader(), self.active) {
+            (Some((_, demand)), _) => Some(demand),
             (None, Active::False) => None,
             (None, _) => Some(Demand::Any),
         }
@@ -110,19 +159,20 @@ impl Entry {
     /// Whether somebody takes a delivery. One that was on its way before need not be what is asked for
     /// now.
     pub fn takes(&self, length: usize, fin: bool) -> bool {
-        match (&self.reader, self.active) {
+        match (self.reader(), self.active) {
             _ if self.giving => false,
-            (Some(reader), _) => match reader.1 {
-                Demand::Any => true,
-                Demand::Exactly(asked) => length == asked || fin && length < asked,
-            },
+            (Some((_, Demand::Any)), _) => true,
+            (Some((_, Demand::Exactly(asked))), _) => {
+                let asked = asked as usize;
+                length == asked || fin && length < asked
+            }
             (None, active) => active != Active::False,
         }
     }
 
     /// Nobody waits any more.
     pub fn withdraw(&mut self, handle: &Handle, id: u64) {
-        self.reader = None;
+        self.take_reader();
         // If the stream has ended meanwhile there is nothing to take back.
         let _ = handle.demand_stream(id, None);
     }

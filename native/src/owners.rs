@@ -10,6 +10,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 
 use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard};
+use quic_dist_engine::ids::Ids;
 use quic_dist_engine::streams::{Demand, StreamError, code};
 use quic_dist_engine::{CloseReason, Handle, StreamEvent};
 use rustler::{Atom, Encoder, Env, LocalPid, ResourceArc, Term};
@@ -24,7 +25,7 @@ use crate::waiters::Waiter;
 struct Table {
     node: Option<Atom>,
     ended: bool,
-    streams: HashMap<u64, Entry>,
+    streams: Ids<Entry>,
     /// Who waits for room in a stream's queue.
     writers: HashMap<u64, Vec<Waiter>>,
     acceptors: VecDeque<(LocalPid, Active)>,
@@ -58,24 +59,24 @@ impl Table {
         if self.ended {
             return Err(StreamError::Closed.into());
         }
-        match self.streams.get_mut(&id) {
-            Some(entry) if entry.end.is_none() => Ok(entry),
+        match self.streams.get_mut(id) {
+            Some(entry) if !entry.has_ended() => Ok(entry),
             _ => Err(StreamError::Unknown.into()),
         }
     }
 
     /// Tells everybody who has to do with a stream how it ended.
     fn end(&mut self, env: &mut Mail, id: u64, end: End) {
-        let Some(mut entry) = self.streams.remove(&id) else {
+        let Some(mut entry) = self.streams.remove(id) else {
             return;
         };
         let writers = self.writers.remove(&id).unwrap_or_default();
-        let reader = entry.reader.take().map(|reader| reader.0);
+        let reader = entry.take_reader();
         for waiter in writers.into_iter().chain(reader) {
             waiter.tell(|env| env.error_tuple(end_term(env, &end)));
         }
         if entry.giving {
-            entry.end = Some(Box::new(end));
+            entry.ends(end);
             self.streams.insert(id, entry);
         } else {
             let node = self.node;
@@ -137,19 +138,19 @@ impl Owners {
         // What it was about to give away and has ended has nobody to be told.
         table
             .streams
-            .retain(|_, entry| entry.owner != pid || entry.end.is_none());
+            .retain(|_, entry| entry.owner != pid || !entry.has_ended());
         table.writers.retain(|_, writers| {
             writers.retain(|waiter| waiter.pid != pid);
             !writers.is_empty()
         });
         let mut owned = Vec::new();
-        for (id, entry) in &mut table.streams {
-            if entry.reader.as_ref().is_some_and(|by| by.0.pid == pid) {
-                entry.withdraw(handle, *id);
+        for (id, entry) in table.streams.iter_mut() {
+            if entry.reader().is_some_and(|(by, _)| by.pid == pid) {
+                entry.withdraw(handle, id);
             }
             if entry.owner == pid {
                 entry.giving = false;
-                owned.push(*id);
+                owned.push(id);
             }
         }
         drop(table);
@@ -263,7 +264,7 @@ impl Owners {
         if entry.active != Active::False {
             return Err(Refusal::Invalid);
         }
-        if entry.reader.is_some() {
+        if entry.reader().is_some() {
             return Err(Refusal::Already);
         }
         if entry.fin {
@@ -274,13 +275,13 @@ impl Owners {
         }
         let demand = match length {
             0 => Demand::Any,
-            length => Demand::Exactly(length),
+            length => Demand::Exactly(u32::try_from(length).map_err(|_| Refusal::Invalid)?),
         };
-        entry.reader = Some(Box::new((waiter, demand)));
+        entry.read_by(waiter, demand);
         let demanded = connection.handle.demand_stream(id, entry.demand());
         if demanded.is_err() {
             // It is about to end; who does not wait is not answered.
-            entry.reader = None;
+            entry.take_reader();
         }
         Ok(demanded?)
     }
@@ -288,13 +289,12 @@ impl Owners {
     /// Stops waiting. False: the answer has been sent.
     pub fn cancel(&self, handle: &Handle, id: u64, reference: Term) -> bool {
         let mut table = self.0.lock();
-        let Some(entry) = table.streams.get_mut(&id) else {
+        let Some(entry) = table.streams.get_mut(id) else {
             return false;
         };
         if entry
-            .reader
-            .as_ref()
-            .is_some_and(|waiting| waiting.0.is(reference))
+            .reader()
+            .is_some_and(|(waiter, _)| waiter.is(reference))
         {
             entry.withdraw(handle, id);
             return true;
@@ -317,16 +317,15 @@ impl Owners {
         let mut table = self.0.lock();
         let node = table.node;
         let entry = table.entry(id)?;
-        if entry.reader.is_some() {
+        if entry.reader().is_some() {
             return Err(Refusal::Invalid);
         }
         let added = match (active, entry.active) {
-            (Active::Count(more), Active::Count(left)) => Active::Count(left + more),
+            (Active::Count(more), Active::Count(left)) => {
+                Active::Count(left.checked_add(more).ok_or(Refusal::Invalid)?)
+            }
             (active, _) => active,
         };
-        if matches!(added, Active::Count(n) if n > i32::from(i16::MAX)) {
-            return Err(Refusal::Invalid);
-        }
         entry.active = added.counted();
         if matches!(added, Active::Count(_)) && entry.active == Active::False {
             let _ = env.send(
@@ -362,7 +361,7 @@ impl Owners {
         let handle = &connection.handle;
         let (mut table, lives) = self.watch(env, connection, owner);
         let node = table.node;
-        let Some(entry) = table.streams.get_mut(&id) else {
+        let Some(entry) = table.streams.get_mut(id) else {
             return Err(StreamError::Unknown.into());
         };
         if entry.owner != env.pid() || !entry.giving {
@@ -370,8 +369,8 @@ impl Owners {
         }
         entry.giving = false;
         entry.owner = owner;
-        if let Some(end) = entry.end.take() {
-            table.streams.remove(&id);
+        if let Some(end) = entry.take_end() {
+            table.streams.remove(id);
             let _ = env.send(&owner, message(env, node, id, end_term(env, &end)));
             return Ok(());
         }
@@ -389,14 +388,14 @@ impl Owners {
     /// Each stream's owner and mode.
     pub fn owners(&self) -> HashMap<u64, (LocalPid, Active)> {
         let table = self.0.lock();
-        let owned = |(id, entry): (&u64, &Entry)| (*id, (entry.owner, entry.active));
+        let owned = |(id, entry): (u64, &Entry)| (id, (entry.owner, entry.active));
         table.streams.iter().map(owned).collect()
     }
 
     /// The same of one.
     pub fn owner(&self, id: u64) -> Option<(LocalPid, Active)> {
         let table = self.0.lock();
-        let entry = table.streams.get(&id)?;
+        let entry = table.streams.get(id)?;
         Some((entry.owner, entry.active))
     }
 
@@ -423,7 +422,7 @@ impl Owners {
         table.ended = true;
         table.acceptors.clear();
         table.datagram_acceptors.clear();
-        let ids: Vec<u64> = table.streams.keys().copied().collect();
+        let ids: Vec<u64> = table.streams.iter().map(|(id, _)| id).collect();
         for id in ids {
             table.end(env, id, End::Connection(reason.clone()));
         }
@@ -455,16 +454,14 @@ impl Owners {
         let mut table = self.0.lock();
         let node = table.node;
         // Whoever has no entry any more is about to be reset.
-        let Some(entry) = table.streams.get_mut(&id) else {
+        let Some(entry) = table.streams.get_mut(id) else {
             return;
         };
         let kept = bytes.clone();
         let taken = if !entry.takes(bytes.len(), fin) {
             false
-        } else if let Some(reader) = entry.reader.take() {
-            reader
-                .0
-                .tell(|env| (atoms::ok(), binary(env, bytes), fin).encode(env))
+        } else if let Some(reader) = entry.take_reader() {
+            reader.tell(|env| (atoms::ok(), binary(env, bytes), fin).encode(env))
         } else {
             // An owner that is dead is about to be noticed.
             let _ = env.send(&entry.owner, |env| {

@@ -12,8 +12,8 @@
 //! wait with: what is on its way is what they wait behind. (Then the rate that is measured is what that
 //! allows, and long data may get slower than the path is; it has its due again when they end.)
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -91,76 +91,93 @@ impl Flight {
             .max(always);
     }
 
-    /// Counts this as under way, here and for its stream, until QUIC lets go of it: until the peer has
-    /// acknowledged it and all before it, or its stream has been reset.
-    pub fn piece(&self, bytes: Bytes, stream: &Arc<AtomicUsize>) -> Piece {
-        let under_way = [self.under_way.clone(), stream.clone()];
-        for count in &under_way {
-            count.fetch_add(bytes.len(), Relaxed);
-        }
-        let counted = Counted {
-            length: AtomicUsize::new(bytes.len()),
-            under_way,
-        };
-        Piece {
-            bytes,
-            counted: Some(Arc::new(counted)),
-        }
+    /// Counts this as under way until QUIC lets go of it: until the peer has acknowledged it and all
+    /// before it, or its stream has been reset.
+    pub fn piece(&self, bytes: Bytes) -> Piece {
+        self.under_way.fetch_add(bytes.len(), Relaxed);
+        Piece::new(bytes, Some(self.under_way.clone()))
     }
 }
 
 /// What QUIC's streams are written with: QUIC keeps a piece until it is acknowledged, so what is sent
 /// is not copied on its way into a stream.
+///
+/// It is as small as can be: a stream on which something was sent once has room for four of them in
+/// QUIC, for good.
 #[derive(Clone, Debug)]
-pub struct Piece {
-    pub bytes: Bytes,
-    counted: Option<Arc<Counted>>,
-}
+pub struct Piece(Arc<Kept>);
 
 #[derive(Debug)]
-struct Counted {
+struct Kept {
+    bytes: Bytes,
+    /// How many of the bytes it is.
     length: AtomicUsize,
-    under_way: [Arc<AtomicUsize>; 2],
+    under_way: Option<Arc<AtomicUsize>>,
 }
 
-impl Counted {
+impl Piece {
+    fn new(bytes: Bytes, under_way: Option<Arc<AtomicUsize>>) -> Self {
+        Piece(Arc::new(Kept {
+            length: AtomicUsize::new(bytes.len()),
+            bytes,
+            under_way,
+        }))
+    }
+
+    pub fn bytes(&self) -> Bytes {
+        self.0.bytes.slice(..self.0.length.load(Relaxed))
+    }
+
+    /// Says later whether QUIC still holds it.
+    pub fn held(&self) -> Held {
+        Held(Arc::downgrade(&self.0))
+    }
+}
+
+/// Whether QUIC holds anything of a stream, by the piece that it was given last: it lets go of a
+/// stream's pieces in their order, or of all at once. None was given by default.
+#[derive(Debug, Default)]
+pub struct Held(Weak<Kept>);
+
+impl Held {
+    pub fn is_under_way(&self) -> bool {
+        self.0.strong_count() > 0
+    }
+}
+
+impl Kept {
     fn lets_go_of(&self, length: usize) {
-        for count in &self.under_way {
-            count.fetch_sub(length, Relaxed);
+        if let Some(under_way) = &self.under_way {
+            under_way.fetch_sub(length, Relaxed);
         }
     }
 }
 
-impl Drop for Counted {
+impl Drop for Kept {
     fn drop(&mut self) {
         self.lets_go_of(self.length.load(Relaxed));
     }
 }
 
-/// Not counted: what ends a stream, and the rest that does not go into one.
+/// Not counted: the rest that does not go into a stream.
 impl From<Bytes> for Piece {
     fn from(bytes: Bytes) -> Self {
-        Piece {
-            bytes,
-            counted: None,
-        }
+        Piece::new(bytes, None)
     }
 }
 
 impl AsRef<[u8]> for Piece {
     fn as_ref(&self) -> &[u8] {
-        &self.bytes
+        &self.0.bytes[..self.0.length.load(Relaxed)]
     }
 }
 
 impl quiche::BufSplit for Piece {
     /// What QUIC does not take comes back, and is not under way.
     fn split_at(&mut self, at: usize) -> Self {
-        let rest = self.bytes.split_off(at);
-        if let Some(counted) = &self.counted {
-            counted.length.store(at, Relaxed);
-            counted.lets_go_of(rest.len());
-        }
+        let rest = self.bytes().split_off(at);
+        self.0.length.store(at, Relaxed);
+        self.0.lets_go_of(rest.len());
         rest.into()
     }
 }
@@ -239,8 +256,9 @@ mod tests {
     fn what_quic_holds_is_under_way() {
         let mut flight = Flight::default();
         flight.learn(Instant::now(), 0, None);
-        let stream = Arc::default();
-        let mut piece = flight.piece(Bytes::from(vec![0; 1000]), &stream);
+        assert!(!Held::default().is_under_way());
+        let mut piece = flight.piece(Bytes::from(vec![0; 1000]));
+        let held = piece.held();
         let short = Piece::from(Bytes::from_static(b"short"));
         assert_eq!(flight.room(), ALWAYS - 1000);
         let rest = piece.split_at(600);
@@ -250,10 +268,11 @@ mod tests {
         let half = piece.clone();
         drop(piece);
         assert_eq!(flight.room(), ALWAYS - 600);
+        assert!(held.is_under_way());
         drop((half, rest, short));
         assert_eq!(flight.room(), ALWAYS);
-        let _more = flight.piece(Bytes::from(vec![0; 2 * ALWAYS]), &stream);
+        assert!(!held.is_under_way());
+        let _more = flight.piece(Bytes::from(vec![0; 2 * ALWAYS]));
         assert_eq!(flight.room(), 0);
-        assert_eq!(stream.load(Relaxed), 2 * ALWAYS);
     }
 }

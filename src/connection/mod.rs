@@ -47,6 +47,7 @@ use crate::packets::Allocate;
 use crate::sessions::Session;
 use crate::table::random_id;
 use end::Suspicion;
+pub(crate) use flight::Held;
 use flight::{Flight, Pieces};
 use inbound::Inbound;
 use outbound::Outbound;

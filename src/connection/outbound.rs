@@ -2,13 +2,11 @@
 //! congestion window go.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes};
 
+use super::flight::Held;
 use super::hello::Hello;
 use super::in_the_way::LAST;
 use super::{Connection, Happening, State};
@@ -40,8 +38,7 @@ pub(super) struct Outbound {
     control: SendQueue,
     /// What quiche was told; nothing, before the stream is opened.
     control_urgency: Option<u8>,
-    /// Bytes of it that quiche holds.
-    control_under_way: Arc<AtomicUsize>,
+    control_held: Held,
     data: Vec<DataStream>,
     router: Router,
     atoms: AtomCache,
@@ -59,8 +56,7 @@ struct DataStream {
     queue: SendQueue,
     /// What quiche was told; nothing, before the stream is opened.
     urgency: Option<u8>,
-    /// Bytes of it that quiche holds.
-    under_way: Arc<AtomicUsize>,
+    held: Held,
     /// It had much to send then.
     long_at: Option<Instant>,
     /// How many bytes have been queued on it, ever.
@@ -100,13 +96,13 @@ impl Outbound {
         Outbound {
             control,
             control_urgency: None,
-            control_under_way: Arc::default(),
+            control_held: Held::default(),
             data: (0..limits.data_streams as u64)
                 .map(|index| DataStream {
                     id: role.data_stream(index),
                     queue: SendQueue::default(),
                     urgency: None,
-                    under_way: Arc::default(),
+                    held: Held::default(),
                     long_at: None,
                     given: 0,
                     waiting: VecDeque::new(),
@@ -140,14 +136,12 @@ impl Outbound {
 
     /// Those of which quiche holds nothing are to come after all others there, until more of them is written.
     pub fn make_last(&mut self) -> Vec<u64> {
-        let control = (CONTROL, &mut self.control_urgency, &self.control_under_way);
+        let control = (CONTROL, &mut self.control_urgency, &self.control_held);
         let data = self.data.iter_mut();
-        let streams = data.map(|stream| (stream.id, &mut stream.urgency, &stream.under_way));
+        let streams = data.map(|stream| (stream.id, &mut stream.urgency, &stream.held));
         streams
             .chain([control])
-            .filter(|(_, told, under_way)| {
-                told.is_some_and(|told| told != LAST) && under_way.load(Relaxed) == 0
-            })
+            .filter(|(_, told, held)| told.is_some_and(|told| told != LAST) && !held.is_under_way())
             .map(|(id, told, _)| {
                 *told = Some(LAST);
                 id
@@ -422,11 +416,18 @@ impl Connection {
                 return;
             };
             self.hurry_control();
-            let under_way = &self.outbound.control_under_way;
-            let counted = self.flight.piece(piece.clone(), under_way);
+            let counted = self.flight.piece(piece.clone());
+            let held = counted.held();
             match self.quic.stream_send_zc(CONTROL, counted, false) {
-                Ok((_, None)) => self.urgent = true,
-                Ok((_, Some(rest))) => return self.outbound.control.put_back(rest.bytes),
+                Ok((written, rest)) => {
+                    if written > 0 {
+                        self.outbound.control_held = held;
+                    }
+                    match rest {
+                        None => self.urgent = true,
+                        Some(rest) => return self.outbound.control.put_back(rest.bytes()),
+                    }
+                }
                 Err(quiche::Error::Done) => return self.outbound.control.put_back(piece),
                 Err(error) => return self.write_failed(CONTROL, error),
             }
@@ -460,7 +461,8 @@ impl Connection {
             let Some(bytes) = stream.queue.take(room) else {
                 break;
             };
-            let piece = self.flight.piece(bytes.clone(), &stream.under_way);
+            let piece = self.flight.piece(bytes.clone());
+            let held = piece.held();
             let urgency = data_urgency(queued);
             if stream.urgency.replace(urgency) != Some(urgency) {
                 // Incremental: streams of one urgency take turns.
@@ -473,11 +475,14 @@ impl Connection {
                 Ok((written, rest)) => {
                     drained += written;
                     self.urgent |= written > 0;
+                    if written > 0 {
+                        stream.held = held;
+                    }
                     if written > 0 && queued <= SHORT && !was_long {
                         self.flight.short_message(now);
                     }
                     if let Some(rest) = rest {
-                        queue.put_back(rest.bytes);
+                        queue.put_back(rest.bytes());
                         break;
                     }
                 }

@@ -210,6 +210,9 @@ impl Connection {
                 let _ = self.quic.stream_capacity(id);
             }
         }
+        if self.flight.under_way() == 0 {
+            self.shared.streams.nothing_under_way();
+        }
         let mut room = WRITE_ALL;
         // The control stream is always there, so its room is that of the congestion window.
         while room > 0
@@ -281,9 +284,10 @@ impl Connection {
                 break;
             };
             let length = piece.len();
-            let counted = self.flight.piece(piece.clone(), &write.under_way);
+            let counted = self.flight.piece(piece.clone());
+            let held = counted.held();
             let rest = match self.quic.stream_send_zc(id, counted, last) {
-                Ok((_, rest)) => rest.map(|rest| rest.bytes),
+                Ok((_, rest)) => rest.map(|rest| rest.bytes()),
                 Err(quiche::Error::Done) => Some(piece),
                 Err(error) => {
                     self.write_failed(id, error);
@@ -292,8 +296,10 @@ impl Connection {
             };
             self.urgent = true;
             let all = rest.is_none();
-            written += length - rest.as_ref().map_or(0, |rest| rest.len());
-            if let Some(event) = self.shared.streams.taken(id, rest, last) {
+            let taken = length - rest.as_ref().map_or(0, |rest| rest.len());
+            written += taken;
+            let held = (taken > 0).then_some(held);
+            if let Some(event) = self.shared.streams.taken(id, rest, last, held) {
                 self.stream_event(id, event);
             }
             if last || !all {

@@ -41,7 +41,7 @@ impl Streams {
         if !table.open {
             return Err(StreamError::Closed);
         }
-        match table.streams.get(&id) {
+        match table.streams.get(id) {
             Some(stream) if !stream.reset => Ok(action(&mut table, id)),
             _ => Err(StreamError::Unknown),
         }
@@ -69,7 +69,7 @@ impl Streams {
         if !table.open {
             return Err(StreamError::Closed);
         }
-        match table.streams.get(&id) {
+        match table.streams.get(id) {
             Some(stream) if !stream.reset && stream.sending == Sending::Open => {
                 table.finish(id);
                 Ok(true)
@@ -86,7 +86,7 @@ impl Streams {
 }
 
 fn stream(table: &mut Table, id: u64) -> Result<&mut Stream, StreamError> {
-    table.streams.get_mut(&id).ok_or(StreamError::Unknown)
+    table.streams.get_mut(id).ok_or(StreamError::Unknown)
 }
 
 impl Handle {
@@ -251,14 +251,14 @@ impl Handle {
     /// The streams that have not ended.
     pub fn streams_info(&self) -> Vec<StreamInfo> {
         let table = self.streams().table.lock();
-        let info = |(&id, stream): (&u64, &Stream)| stream.info(id);
+        let info = |(id, stream): (u64, &Stream)| stream.info(id);
         table.streams.iter().map(info).collect()
     }
 
     /// One of them.
     pub fn stream_info(&self, id: u64) -> Option<StreamInfo> {
         let table = self.streams().table.lock();
-        table.streams.get(&id).map(|stream| stream.info(id))
+        table.streams.get(id).map(|stream| stream.info(id))
     }
 
     /// Queues a datagram (RFC 9221); when the queue is full the oldest is lost.

@@ -10,15 +10,16 @@ mod handle;
 mod schedule;
 mod stream;
 
-use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 
 use crate::config::Limits;
+use crate::connection::Held;
 use crate::event::StreamEvent;
+use crate::ids::Ids;
 use crate::layout::{Role, StreamKind};
 use datagrams::Datagrams;
 pub use handle::{Sent, StreamError};
@@ -72,13 +73,14 @@ pub(crate) const END: [u8; 1] = [0];
 /// word of the cut, which is on the control stream.
 pub(crate) const CUT: [u8; 1] = [1];
 
+/// Room for so many streams is kept in a list of those that were in use.
+const FEW: usize = 64;
+
 /// A stream whose turn it is to write.
 pub(crate) struct Write {
     pub id: u64,
     /// Quiche does not know it yet, or another one.
     pub priority: Option<u8>,
-    /// Bytes of it that quiche holds.
-    pub under_way: Arc<AtomicUsize>,
 }
 
 /// A stream to read: what has been read of it before, and how much more is wanted.
@@ -118,7 +120,7 @@ struct Table {
     low: usize,
     /// Whether the connection lives.
     open: bool,
-    streams: HashMap<u64, Stream>,
+    streams: Ids<Stream>,
     /// Those of `streams` that this side has opened.
     ours: usize,
     /// Indexes of the next ones, and how many the peer allows; bidirectional and unidirectional.
@@ -129,6 +131,8 @@ struct Table {
     come: [u64; 2],
     to_write: Schedule,
     to_read: VecDeque<u64>,
+    /// Those of which it is noted what quiche holds.
+    noted: Vec<u64>,
     orders: VecDeque<Order>,
     datagrams: Datagrams,
     /// The event thread has been told that there is something to do, and has not come yet.
@@ -146,7 +150,7 @@ impl Streams {
                 high: limits.user_stream_queue,
                 low: limits.user_stream_queue / 2,
                 open: true,
-                streams: HashMap::new(),
+                streams: Ids::default(),
                 ours: 0,
                 next: [0, 0],
                 allowed: [0, 0],
@@ -154,6 +158,7 @@ impl Streams {
                 come: [0, 0],
                 to_write: Schedule::default(),
                 to_read: VecDeque::new(),
+                noted: Vec::new(),
                 orders: VecDeque::new(),
                 datagrams: Datagrams::new(limits.datagram_queue),
                 signalled: false,
@@ -166,9 +171,10 @@ impl Streams {
     pub fn close(&self) {
         let mut table = self.table.lock();
         table.open = false;
-        table.streams = HashMap::new();
+        table.streams = Ids::default();
         table.to_write = Schedule::default();
         table.to_read = VecDeque::new();
+        table.noted = Vec::new();
         table.orders = VecDeque::new();
         table.datagrams.clear();
     }
@@ -213,7 +219,7 @@ impl Streams {
     /// Quiche has something to read on a stream. False: nobody knows it.
     pub fn readable(&self, id: u64) -> bool {
         let mut table = self.table.lock();
-        let Some(stream) = table.streams.get_mut(&id) else {
+        let Some(stream) = table.streams.get_mut(id) else {
             return false;
         };
         stream.unread = true;
@@ -236,7 +242,7 @@ impl Streams {
     pub fn next_read(&self, most: usize) -> Option<Read> {
         let mut table = self.table.lock();
         while let Some(id) = table.to_read.pop_front() {
-            let Some(stream) = table.streams.get_mut(&id) else {
+            let Some(stream) = table.streams.get_mut(id) else {
                 continue;
             };
             stream.listed = false;
@@ -245,7 +251,9 @@ impl Streams {
             }
             let bytes = stream.take_partial();
             let room = match stream.demand {
-                Some(Demand::Exactly(length)) => length.saturating_sub(bytes.len()).min(most),
+                Some(Demand::Exactly(length)) => {
+                    (length as usize).saturating_sub(bytes.len()).min(most)
+                }
                 _ if bytes.is_empty() => most,
                 _ => 0,
             };
@@ -257,7 +265,7 @@ impl Streams {
     /// What reading gave; `unread`: there is more.
     pub fn read(&self, read: Read, fin: bool, unread: bool) -> Option<StreamEvent> {
         let mut table = self.table.lock();
-        let stream = table.streams.get_mut(&read.id)?;
+        let stream = table.streams.get_mut(read.id)?;
         stream.fin_read |= fin;
         stream.unread = unread;
         let delivery = stream.delivery(read.bytes);
@@ -275,7 +283,7 @@ impl Streams {
     /// Quiche takes more of a stream again. False: nobody knows it.
     pub fn writable(&self, id: u64) -> bool {
         let mut table = self.table.lock();
-        if !table.streams.contains_key(&id) {
+        if !table.streams.contains(id) {
             return false;
         }
         table.schedule(id);
@@ -291,19 +299,14 @@ impl Streams {
     pub fn next_write(&self) -> Option<Write> {
         let mut table = self.table.lock();
         while let Some(id) = table.to_write.pop() {
-            let Some(stream) = table.streams.get_mut(&id) else {
+            let Some(stream) = table.streams.get_mut(id) else {
                 continue;
             };
             stream.scheduled = false;
             let told = !stream.last && stream.told_priority == Some(stream.priority);
             if stream.wants_writing() || !told {
                 let priority = (!told).then_some(stream.priority);
-                let under_way = stream.under_way.clone();
-                return Some(Write {
-                    id,
-                    priority,
-                    under_way,
-                });
+                return Some(Write { id, priority });
             }
         }
         None
@@ -313,10 +316,11 @@ impl Streams {
     /// more of them is written.
     pub fn make_last(&self) -> Vec<u64> {
         let mut table = self.table.lock();
+        table.let_go();
         let idle = table.streams.iter_mut().filter(|(_, stream)| {
-            !stream.last && stream.told_priority.is_some() && stream.under_way.load(Relaxed) == 0
+            !stream.last && stream.told_priority.is_some() && !stream.held.is_under_way()
         });
-        idle.map(|(&id, stream)| {
+        idle.map(|(id, stream)| {
             stream.last = true;
             id
         })
@@ -325,7 +329,7 @@ impl Streams {
 
     /// Quiche has been told the stream's priority.
     pub fn prioritised(&self, id: u64, priority: u8) {
-        if let Some(stream) = self.table.lock().streams.get_mut(&id) {
+        if let Some(stream) = self.table.lock().streams.get_mut(id) {
             stream.told_priority = Some(priority);
             stream.last = false;
         }
@@ -334,27 +338,34 @@ impl Streams {
     /// A piece of at most `room` bytes; and whether it is the end.
     pub fn take(&self, id: u64, room: usize) -> Option<(Bytes, bool)> {
         let mut table = self.table.lock();
-        let stream = table.streams.get_mut(&id)?;
+        let stream = table.streams.get_mut(id)?;
         if !stream.wants_writing() || room == 0 {
             return None;
         }
-        match stream.queue.as_mut().and_then(|queue| queue.take(room)) {
-            Some(piece) => {
-                // An idle stream keeps no memory for what it may send.
-                if stream.queued() == 0 {
-                    stream.queue = None;
-                }
-                Some((piece, false))
-            }
+        match stream.take_queued(room) {
+            Some(piece) => Some((piece, false)),
             None => Some((Bytes::from_static(&END), true)),
         }
     }
 
-    /// What became of a piece: the rest that quiche did not take; and whether it was the end.
-    pub fn taken(&self, id: u64, rest: Option<Bytes>, end: bool) -> Option<StreamEvent> {
-        let mut table = self.table.lock();
+    /// What became of a piece: the rest that quiche did not take; whether it was the end; and what it
+    /// holds of it, if anything.
+    pub fn taken(
+        &self,
+        id: u64,
+        rest: Option<Bytes>,
+        end: bool,
+        held: Option<Held>,
+    ) -> Option<StreamEvent> {
+        let table = &mut *self.table.lock();
         let low = table.low;
-        let stream = table.streams.get_mut(&id)?;
+        let stream = table.streams.get_mut(id)?;
+        if let Some(held) = held {
+            stream.held = held;
+            if !std::mem::replace(&mut stream.noted, true) {
+                table.noted.push(id);
+            }
+        }
         match rest {
             None if end => stream.sending = Sending::Done,
             Some(rest) if !end => stream.queue().put_back(rest),
@@ -368,6 +379,11 @@ impl Streams {
         None
     }
 
+    /// Quiche holds nothing of any stream.
+    pub fn nothing_under_way(&self) {
+        self.table.lock().let_go();
+    }
+
     /// It is this stream's turn again, when the others have had theirs.
     pub fn reschedule(&self, id: u64) {
         self.table.lock().schedule(id);
@@ -378,7 +394,7 @@ impl Streams {
     /// Both sides may have finished. True, once, when they have.
     pub fn check_closed(&self, id: u64) -> bool {
         let mut table = self.table.lock();
-        let Some(stream) = table.streams.get_mut(&id) else {
+        let Some(stream) = table.streams.get_mut(id) else {
             return false;
         };
         if !stream.received || stream.sending == Sending::Open || stream.reset {
@@ -393,7 +409,7 @@ impl Streams {
 
     /// Whether there is such a stream.
     pub fn knows(&self, id: u64) -> bool {
-        self.table.lock().streams.contains_key(&id)
+        self.table.lock().streams.contains(id)
     }
 
     /// The stream ends here and now.
@@ -404,7 +420,7 @@ impl Streams {
     /// The same where the peer ends it: nothing, if there is an order that does.
     pub fn left(&self, id: u64) -> Option<Left> {
         let mut table = self.table.lock();
-        if table.streams.get(&id)?.reset {
+        if table.streams.get(id)?.reset {
             return None;
         }
         table.remove(id).map(|stream| stream.left())
@@ -439,7 +455,7 @@ impl Table {
 
     /// Lists a stream to be read, if it wants to be. True if it does.
     fn list(&mut self, id: u64) -> bool {
-        let Some(stream) = self.streams.get_mut(&id) else {
+        let Some(stream) = self.streams.get_mut(id) else {
             return false;
         };
         let wants = stream.wants_reading();
@@ -450,9 +466,25 @@ impl Table {
         wants
     }
 
+    /// What says that quiche holds nothing of a stream takes more than the rest of an idle one, and goes.
+    fn let_go(&mut self) {
+        let streams = &mut self.streams;
+        self.noted.retain(|&id| {
+            let Some(stream) = streams.get_mut(id) else {
+                return false;
+            };
+            stream.noted = stream.held.is_under_way();
+            if !stream.noted {
+                stream.held = Held::default();
+            }
+            stream.noted
+        });
+        self.noted.shrink_to(FEW);
+    }
+
     /// This side of a stream takes nothing more.
     fn finish(&mut self, id: u64) {
-        if let Some(stream) = self.streams.get_mut(&id) {
+        if let Some(stream) = self.streams.get_mut(id) {
             stream.sending = Sending::Finishing;
             if stream.received {
                 self.orders.push_back(Order::Check(id));
@@ -462,7 +494,7 @@ impl Table {
     }
 
     fn schedule(&mut self, id: u64) {
-        if let Some(stream) = self.streams.get_mut(&id)
+        if let Some(stream) = self.streams.get_mut(id)
             && !stream.scheduled
             && stream.wants_writing()
         {
@@ -472,7 +504,7 @@ impl Table {
     }
 
     fn remove(&mut self, id: u64) -> Option<Stream> {
-        let stream = self.streams.remove(&id)?;
+        let stream = self.streams.remove(id)?;
         self.ours -= usize::from(Role::opener(id) == self.role);
         Some(stream)
     }

@@ -1,11 +1,9 @@
 //! One stream of the application's: what is known of it on our side of quiche.
 
-use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
-
 use bytes::{Bytes, BytesMut};
 
 use super::{Left, StreamInfo};
+use crate::connection::Held;
 use crate::send_queue::SendQueue;
 
 /// How far the sending side is.
@@ -24,10 +22,10 @@ pub enum Demand {
     /// Whatever there is.
     Any,
     /// This many bytes, or what is left before the end.
-    Exactly(usize),
+    Exactly(u32),
 }
 
-/// See the module's documentation.
+/// There may be very many, and idle: what is there seldom is in a box.
 #[derive(Debug)]
 pub(super) struct Stream {
     pub uni: bool,
@@ -36,10 +34,12 @@ pub(super) struct Stream {
     pub told_priority: Option<u8>,
     /// Quiche was told since that it comes after all others.
     pub last: bool,
-    /// Bytes of it that quiche holds.
-    pub under_way: Arc<AtomicUsize>,
-    /// What waits for QUIC; most of the many streams that may be open have nothing.
-    pub queue: Option<Box<SendQueue>>,
+    /// Whether quiche holds anything of it.
+    pub held: Held,
+    /// It is in the list of those of which that may be so.
+    pub noted: bool,
+    /// What waits, if anything does.
+    rest: Option<Box<Rest>>,
     pub sending: Sending,
     /// The peer's end has been delivered, or there is no such side.
     pub received: bool,
@@ -55,13 +55,20 @@ pub(super) struct Stream {
     pub unread: bool,
     /// It is in the list of those to read.
     pub listed: bool,
-    /// Read from quiche and not delivered, if anything is; and whether the peer's end comes after it.
-    partial: Option<Box<BytesMut>>,
+    /// What was read and not delivered is all that comes before the peer's end.
     pub fin_read: bool,
     /// A reset has been ordered: nothing else matters any more.
     pub reset: bool,
     /// [`crate::event::StreamEvent::Closed`] has been told.
     pub closed: bool,
+}
+
+#[derive(Debug, Default)]
+struct Rest {
+    /// For QUIC.
+    queue: SendQueue,
+    /// Read from quiche and not delivered.
+    partial: BytesMut,
 }
 
 impl Stream {
@@ -71,8 +78,9 @@ impl Stream {
             priority,
             told_priority: None,
             last: false,
-            under_way: Arc::default(),
-            queue: None,
+            held: Held::default(),
+            noted: false,
+            rest: None,
             sending: if sends { Sending::Open } else { Sending::Done },
             received: !receives,
             scheduled: false,
@@ -81,7 +89,6 @@ impl Stream {
             in_flight: false,
             unread: false,
             listed: false,
-            partial: None,
             fin_read: false,
             reset: false,
             closed: false,
@@ -90,11 +97,32 @@ impl Stream {
 
     /// How many bytes are queued.
     pub fn queued(&self) -> usize {
-        self.queue.as_ref().map_or(0, |queue| queue.len())
+        self.rest.as_ref().map_or(0, |rest| rest.queue.len())
     }
 
+    /// What waits for QUIC.
     pub fn queue(&mut self) -> &mut SendQueue {
-        self.queue.get_or_insert_default()
+        &mut self.rest.get_or_insert_default().queue
+    }
+
+    /// A piece of it, at most so long.
+    pub fn take_queued(&mut self, room: usize) -> Option<Bytes> {
+        let piece = self.rest.as_mut()?.queue.take(room);
+        self.tidy();
+        piece
+    }
+
+    /// An idle stream keeps no memory for what it may send or receive.
+    fn tidy(&mut self) {
+        let is_idle = |rest: &Rest| rest.queue.is_empty() && rest.partial.is_empty();
+        if self.rest.as_deref().is_some_and(is_idle) {
+            self.rest = None;
+        }
+    }
+
+    fn has_partial(&self) -> bool {
+        let rest = self.rest.as_ref();
+        rest.is_some_and(|rest| !rest.partial.is_empty())
     }
 
     /// Whether something can be read for a reader that wants it.
@@ -102,7 +130,7 @@ impl Stream {
         self.demand.is_some()
             && !self.in_flight
             && !self.reset
-            && (self.unread || self.fin_read || self.partial.is_some())
+            && (self.unread || self.fin_read || self.has_partial())
     }
 
     /// Whether there is something to give to quiche.
@@ -134,19 +162,24 @@ impl Stream {
 
     /// What was read before and waits for more.
     pub fn take_partial(&mut self) -> BytesMut {
-        self.partial
-            .take()
-            .map_or_else(BytesMut::new, |partial| *partial)
+        let Some(rest) = &mut self.rest else {
+            return BytesMut::new();
+        };
+        let partial = std::mem::take(&mut rest.partial);
+        self.tidy();
+        partial
     }
 
     fn keep(&mut self, bytes: BytesMut) {
-        self.partial = (!bytes.is_empty()).then(|| Box::new(bytes));
+        if !bytes.is_empty() {
+            self.rest.get_or_insert_default().partial = bytes;
+        }
     }
 
     /// The delivery that the demand asks for, if what has been read makes one; the rest is kept.
     pub fn delivery(&mut self, mut bytes: BytesMut) -> Option<(Bytes, bool)> {
         let length = match self.demand {
-            Some(Demand::Exactly(length)) if bytes.len() >= length => length,
+            Some(Demand::Exactly(length)) if bytes.len() >= length as usize => length as usize,
             Some(Demand::Exactly(_)) if self.fin_read => bytes.len(),
             Some(Demand::Any) if self.fin_read || !bytes.is_empty() => bytes.len(),
             _ => {
@@ -164,7 +197,7 @@ impl Stream {
         };
         self.demand = None;
         self.in_flight = true;
-        let fin = self.fin_read && self.partial.is_none();
+        let fin = self.fin_read && !self.has_partial();
         self.fin_read &= !fin;
         Some((delivered, fin))
     }

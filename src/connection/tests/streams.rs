@@ -345,7 +345,7 @@ fn who_finds_room_does_not_keep_others_waiting() {
     let drain = |length| {
         let (piece, _) = streams.take(id, length).unwrap();
         assert_eq!(piece.len(), length);
-        streams.taken(id, None, false)
+        streams.taken(id, None, false, None)
     };
     assert_eq!(handle.stream_has_room(id), Ok(false));
     assert!(drain(30_000).is_none());
@@ -382,7 +382,9 @@ fn exactly_as_much_as_asked_for() {
         let (received, ended) = &pair.server.user.received[&id];
         assert!(whole.starts_with(received));
         match demand {
-            Demand::Exactly(length) if !ended => assert_eq!(received.len() - taken, length),
+            Demand::Exactly(length) if !ended => {
+                assert_eq!(received.len() - taken, length as usize)
+            }
             Demand::Exactly(_) => assert_eq!(received.len(), whole.len()),
             Demand::Any => assert!(!ended),
         }
