@@ -13,6 +13,7 @@
 -type bad_option() :: {bad_option, Name :: atom(), Value :: term()}.
 -type limits() :: #{max_udp_payload := 1200..16383,
                     path_mtu_discovery := boolean(),
+                    congestion_control := cubic | reno | bbr2,
                     data_streams := 1..16,
                     send_queue_high := pos_integer(),
                     send_queue_low := non_neg_integer(),
@@ -130,6 +131,7 @@ env() ->
 table(SetupTime) ->
     [{max_udp_payload, {1200, 16383}, 16000},
      {path_mtu_discovery, boolean, true},
+     {congestion_control, [cubic, reno, bbr2], cubic},
      {data_streams, {1, 16}, 4},
      {send_queue_high, {65536, ?MAX_BYTES}, 4194304},
      {send_queue_low, {0, ?MAX_BYTES}, 524288},
@@ -154,6 +156,7 @@ value(Name, Range, Default, Env) ->
     Value = proplists:get_value(Name, Env, Default),
     case Range of
         boolean when is_boolean(Value) -> Value;
+        [_ | _] -> lists:member(Value, Range) orelse throw({bad_option, Name, Value}), Value;
         {Min, Max} when is_integer(Value), Value >= Min, Value =< Max -> Value;
         _ -> throw({bad_option, Name, Value})
     end.

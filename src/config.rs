@@ -16,6 +16,29 @@ const DATAGRAMS_IN: usize = 1024;
 /// RFC 9000, section 16.
 const MAX_VARINT: u64 = (1 << 62) - 1;
 
+/// What decides how much is sent into a path.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CongestionControl {
+    /// RFC 9438: what is lost is the path's limit.
+    #[default]
+    Cubic,
+    /// The same, grown by a packet each round trip (RFC 9002, section 7).
+    Reno,
+    /// What is delivered is the path's limit, whatever is lost (draft-ietf-ccwg-bbr, as quiche has it).
+    Bbr2,
+}
+
+impl CongestionControl {
+    fn quic(self) -> quiche::CongestionControlAlgorithm {
+        use quiche::CongestionControlAlgorithm::{Bbr2Gcongestion, CUBIC, Reno};
+        match self {
+            CongestionControl::Cubic => CUBIC,
+            CongestionControl::Reno => Reno,
+            CongestionControl::Bbr2 => Bbr2Gcongestion,
+        }
+    }
+}
+
 /// What an endpoint allows. Sizes are in bytes. The defaults are those of the OTP application's
 /// environment, where each is explained.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +49,8 @@ pub struct Limits {
     /// Whether to look for a path MTU above 1,200 (RFC 9000, section 14.3); without, packets are
     /// at most `max_udp_payload` from the end of the handshake on.
     pub path_mtu_discovery: bool,
+    /// How this side finds out what a path can take. The peer's choice is its own.
+    pub congestion_control: CongestionControl,
     /// The data streams that this side writes, 1 to 16.
     pub data_streams: usize,
     /// Above this many queued bytes a sender is told that the connection is busy.
@@ -79,6 +104,7 @@ impl Default for Limits {
         Limits {
             max_udp_payload: 16_000,
             path_mtu_discovery: true,
+            congestion_control: CongestionControl::default(),
             data_streams: 4,
             send_queue_high: 4 << 20,
             send_queue_low: 512 << 10,
@@ -145,6 +171,7 @@ pub(crate) fn quic(
     // Packets leave as GSO trains when there is something to send; quiche's release times are not
     // honoured, so they are not computed either.
     config.enable_pacing(false);
+    config.set_cc_algorithm(limits.congestion_control.quic());
     Ok(config)
 }
 

@@ -43,7 +43,7 @@ pub mod timers;
 
 pub use batch::Batch;
 pub use close::CloseReason;
-pub use config::Limits;
+pub use config::{CongestionControl, Limits};
 pub use connection::Path;
 pub use endpoint::{Endpoint, OpenError};
 pub use event::{Event, Events, StreamEvent};

@@ -5,7 +5,7 @@
 
 -export([all/0, suite/0, init_per_suite/1, end_per_suite/1, init_per_testcase/2, end_per_testcase/2]).
 -export([reconnect_leaves_nothing/1, killed/1, stopped_and_continued/1, stopped_too_long/1, idle_longer_than_ticktime/1,
-         bad_cookie/1, cookie_changed/1, port_taken/1, nobody_there/1, silent_peer/1, unreachable_address/1,
+         bad_cookie/1, cookie_changed/1, port_taken/1, nobody_there/1, silent_peer/1, unreachable_address/1, congestion_control/1,
          halt_under_load/1, init_stop_under_load/1, terminated/1, nif_reload/1, hot_code_load/1]).
 %% run on the nodes
 -export([flood/2, sink/0]).
@@ -22,14 +22,15 @@ suite() -> [{timetrap, {seconds, 240}}].
 
 all() ->
     [reconnect_leaves_nothing, killed, stopped_and_continued, stopped_too_long, idle_longer_than_ticktime,
-     bad_cookie, cookie_changed, port_taken, nobody_there, silent_peer, unreachable_address,
+     bad_cookie, cookie_changed, port_taken, nobody_there, silent_peer, unreachable_address, congestion_control,
      halt_under_load, init_stop_under_load, terminated, nif_reload, hot_code_load].
 
 init_per_suite(Config) -> ?LIB:init_suite(Config).
 end_per_suite(Config) -> ?LIB:end_suite(Config).
 init_per_testcase(Case, Config) ->
     ?LIB:init_case(Case, [{nif_reload, "inet_tcp has no NIF"}, {hot_code_load, "inet_tcp is not ours to load again"},
-                          {silent_peer, "a TCP listener completes the connection by itself"}], Config).
+                          {silent_peer, "a TCP listener completes the connection by itself"},
+                          {congestion_control, "TCP's is the system's"}], Config).
 end_per_testcase(_Case, Config) -> ?LIB:end_case(Config).
 
 pair(Args) ->
@@ -280,6 +281,16 @@ unreachable_address(_Config) ->
      end || Node <- ['nobody@192.0.2.1', 'nobody@no-such-host.invalid', 'not a node name', 'no-host']],
     [] = ?LIB:call(A, erlang, nodes, []),
     await_engine_connections(A, 0).
+
+%% Each side decides for what it sends.
+congestion_control(_Config) ->
+    [A, B, C] = ?LIB:start_all([#{tag => Name, args => ["-quic_dist", "congestion_control", Name]} || Name <- ["cubic", "reno", "bbr2"]]),
+    [begin
+         ?LIB:connect(X, Y),
+         Data = binary:copy(<<"congestion">>, 1000000),
+         Data = ?LIB:call(X, erpc, call, [?LIB:node(Y), binary, copy, [Data], 60000])
+     end || {X, Y} <- [{A, B}, {B, C}, {C, A}]],
+    ok.
 
 %%% The node itself ends
 

@@ -22,8 +22,10 @@ handshake_timeout_follows_net_setuptime_test() ->
 a_value_is_taken_test() ->
     {ok, Limits} = quic_dist_opts:limits([{max_connections, 300},
                                           {path_mtu_discovery, false},
+                                          {congestion_control, bbr2},
                                           {handshake_timeout, 500}], ?SETUP),
     ?assertMatch(#{max_connections := 300, path_mtu_discovery := false,
+                   congestion_control := bbr2,
                    handshake_timeout := 500}, Limits).
 
 bad_values_test_() ->
@@ -33,6 +35,8 @@ bad_values_test_() ->
                           {max_udp_payload, 16384},
                           {max_udp_payload, 1500.0},
                           {path_mtu_discovery, 1},
+                          {congestion_control, vegas},
+                          {congestion_control, "bbr2"},
                           {send_queue_high, "4 MiB"},
                           {send_queue_low, -1},
                           {receive_budget, 0},

@@ -7,8 +7,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use quic_dist_engine::Limits;
 use quic_dist_engine::identity::SideFiles;
+use quic_dist_engine::{CongestionControl, Limits};
 use rustler::{Atom, Binary, Decoder, Term};
 use zeroize::Zeroizing;
 
@@ -45,6 +45,16 @@ pub fn side(opts: Term) -> Result<SideFiles, Atom> {
     })
 }
 
+fn congestion_control(name: Atom) -> Result<CongestionControl, Atom> {
+    let known = [
+        (atoms::cubic(), CongestionControl::Cubic),
+        (atoms::reno(), CongestionControl::Reno),
+        (atoms::bbr2(), CongestionControl::Bbr2),
+    ];
+    let found = known.into_iter().find(|(known, _)| *known == name);
+    found.map_or(Err(atoms::congestion_control()), |(_, which)| Ok(which))
+}
+
 /// The address to bind and the limits; or the name of the option that is missing or wrong.
 pub fn decode(opts: Term) -> Result<(SocketAddr, Limits), Atom> {
     let Ip(ip) = get(opts, atoms::ip())?;
@@ -53,6 +63,7 @@ pub fn decode(opts: Term) -> Result<(SocketAddr, Limits), Atom> {
     let limits = Limits {
         max_udp_payload: get(opts, atoms::max_udp_payload())?,
         path_mtu_discovery: get(opts, atoms::path_mtu_discovery())?,
+        congestion_control: get(opts, atoms::congestion_control()).and_then(congestion_control)?,
         data_streams: get(opts, atoms::data_streams())?,
         send_queue_high: get(opts, atoms::send_queue_high())?,
         send_queue_low: get(opts, atoms::send_queue_low())?,

@@ -20,7 +20,7 @@ pub mod atoms {
         econnrefused, eaddrinuse, eaddrnotavail, eacces, enetunreach, ehostunreach, enetdown,
         eafnosupport, emfile, eio, ebadf, eisdir, eloop, enametoolong, enfile, enobufs, enoent, enomem,
         enotdir, enxio, eperm,
-        ip, port, max_udp_payload, path_mtu_discovery, data_streams, send_queue_high, send_queue_low,
+        ip, port, max_udp_payload, path_mtu_discovery, congestion_control, cubic, reno, bbr2, data_streams, send_queue_high, send_queue_low,
         receive_budget, stream_window, connection_window, max_frame, max_connections,
         max_half_open, retry_threshold, max_half_open_per_address, busy_wait,
         peer, local, role, client, server, quic_version, tls_version, cipher, verified, cookie,

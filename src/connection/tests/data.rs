@@ -72,6 +72,32 @@ fn a_network_that_loses_doubles_and_reorders() {
     }
 }
 
+/// quiche says what BBR has found out of the path, and nothing of that with the others.
+#[test]
+fn each_congestion_control_gets_all_through_a_bad_network() {
+    use crate::CongestionControl::*;
+    for (seed, which) in [(16, Cubic), (17, Reno), (18, Bbr2)] {
+        let limits = Limits {
+            congestion_control: which,
+            ..limits()
+        };
+        let faults = Faults {
+            loss: 5,
+            doubled: 10,
+            held: 20,
+        };
+        let mut pair = Pair::faulty(&limits, seed, faults);
+        let sizes: Vec<usize> = SIZES.into_iter().filter(|&size| size <= 300_000).collect();
+        let (ours, theirs) = (packets(1, &sizes), packets(500, &sizes));
+        exchange(&mut pair, &ours, &theirs);
+        for side in [&pair.client, &pair.server] {
+            let mut paths = side.connection.quic.path_stats();
+            let is_bbr = paths.any(|path| path.max_bandwidth.is_some());
+            assert_eq!(is_bbr, which == Bbr2, "{which:?}");
+        }
+    }
+}
+
 /// Handshake, control and data packets all go over the same bad network.
 #[test]
 fn a_whole_life_on_a_bad_network() {
