@@ -200,6 +200,12 @@ impl Connection {
         };
         let mut length = segment;
         let mut segments = 1;
+        // What is longer than any that is known to get through looks for the path MTU. The system takes no
+        // train that has it, if it knows better, and nothing else is to be lost with it.
+        let max_segments = match segment > self.max_packet() {
+            true => 1,
+            false => max_segments,
+        };
         while segments < max_segments && length + segment <= room {
             let Some((size, next)) = self.packet(&mut train.buffer[length..]) else {
                 break;

@@ -147,6 +147,50 @@ fn packets_for_two_addresses_do_not_share_a_train() {
     }
 }
 
+/// quiche looks for the path MTU with packets longer than any that it knows to get through. A system that
+/// knows its own network's MTU sends no train that has one of them, and whatever else is in it is lost: to
+/// QUIC that is a path which is full.
+#[test]
+fn what_may_be_too_long_for_the_path_goes_alone() {
+    const MTU: usize = 1_472;
+    let limits = Limits {
+        path_mtu_discovery: true,
+        ..limits()
+    };
+    let (mut client, mut server) = (Side::client(&limits), Side::server(&limits));
+    let mut too_long = 0;
+    let mut sent = 0;
+    let start = Instant::now();
+    while too_long < 4 {
+        assert!(start.elapsed() < PATIENCE, "{too_long} were too long");
+        let now = Instant::now();
+        client.work(now);
+        // So there is always something that could share a train with what is too long.
+        if client.established && client.queued() == 0 {
+            sent += 1;
+            client.send_data(&[packet(sent, 50_000)]);
+            client.work(now);
+        }
+        while let Some(transmit) = client.connection.transmit(&mut client.train, 64) {
+            if transmit.segment > MTU {
+                too_long += 1;
+                assert_eq!(transmit.length, transmit.segment, "this is lost with it");
+                continue;
+            }
+            for piece in client.train.bytes(&transmit).chunks(transmit.segment) {
+                let datagram = &mut piece.to_vec();
+                server.connection.receive(datagram, CLIENT, SERVER);
+            }
+        }
+        server.work(now);
+        for (mut datagram, _) in server.datagrams() {
+            if datagram.len() <= MTU {
+                client.connection.receive(&mut datagram, SERVER, CLIENT);
+            }
+        }
+    }
+}
+
 /// A firewall before the socket.
 #[derive(Default)]
 struct Firewall {
