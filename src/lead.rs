@@ -19,10 +19,16 @@ use crate::handle::Id;
 /// processes to run, or no processor, does not come back in time. In this time a guest that has
 /// nothing else to do comes back some hundred times.
 const LEASE: Duration = Duration::from_millis(1);
-/// A guest that was kept away for so long stays out for [`KEPT_AWAY`]: its thread has other things to do.
+/// A guest that was kept away for so long stays out for a while: its thread has other things to do.
 const AWAY: Duration = Duration::from_micros(500);
-/// See [`AWAY`]. What it has cost until it was noticed, a [`LEASE`], is then a hundredth of the time.
-const KEPT_AWAY: Duration = Duration::from_millis(100);
+/// For so long the first time, and twice as long each time that it happens again soon after, up to
+/// [`LONG_OUT`]. A scheduler that many processes keep busy comes back after some 100 ms, in which nobody
+/// hands on what the event thread has received meanwhile; that is not to be a part of the time that matters.
+const OUT: Duration = Duration::from_millis(100);
+/// See [`OUT`].
+const LONG_OUT: Duration = Duration::from_millis(6400);
+/// It is soon, within so many times what it was out for.
+const SOON: u32 = 4;
 /// Above so many bytes at once the event thread does it, while the guest looks after what it has got.
 const LARGE: usize = 16 << 10;
 /// For so long after [`LARGE`] ones: more of them are most likely on their way.
@@ -140,6 +146,8 @@ pub(crate) struct Guest {
     last: Option<Instant>,
     /// Before that time it does not ask.
     out_until: Option<Instant>,
+    /// When it was last noticed that it had been kept away, and how long it stayed out for it.
+    kept_away: Option<(Instant, Duration)>,
 }
 
 impl Guest {
@@ -148,7 +156,7 @@ impl Guest {
         if got > LARGE {
             self.stay_out(now + AFTER_LARGE);
         } else if self.last.is_some_and(|last| now > last + AWAY) {
-            self.stay_out(now + KEPT_AWAY);
+            self.is_kept_away(now);
         }
         if self.out_until.is_some_and(|until| now < until) {
             self.leave();
@@ -176,6 +184,15 @@ impl Guest {
             self.leave();
         }
         stays
+    }
+
+    fn is_kept_away(&mut self, now: Instant) {
+        let out = match self.kept_away {
+            Some((at, out)) if now < at + out * SOON => LONG_OUT.min(out * 2),
+            _ => OUT,
+        };
+        self.kept_away = Some((now, out));
+        self.stay_out(now + out);
     }
 
     fn stay_out(&mut self, until: Instant) {
@@ -285,9 +302,19 @@ mod tests {
         assert!(guest.asked(Asked::Bytes(1), PATIENCE, start));
         let now = start + AWAY;
         assert!(guest.may_ask(0, now), "in time");
-        let now = now + AWAY + MICRO;
+        let mut now = now + AWAY + MICRO;
+        for out in [1, 2, 4, 8, 16, 32, 64, 64, 64].map(|times| OUT * times) {
+            assert!(!guest.may_ask(0, now), "late");
+            assert!(!guest.may_ask(0, now + out - MICRO), "{out:?}");
+            now += out;
+            assert!(guest.may_ask(0, now), "{out:?}");
+            assert!(guest.asked(Asked::Bytes(1), PATIENCE, now));
+            now += AWAY + MICRO;
+        }
+        // Not again for a while: then it may be another reason.
+        now += LONG_OUT * SOON;
         assert!(!guest.may_ask(0, now), "late");
-        assert!(!guest.may_ask(0, now + KEPT_AWAY - MICRO));
-        assert!(guest.may_ask(0, now + KEPT_AWAY));
+        assert!(!guest.may_ask(0, now + OUT - MICRO));
+        assert!(guest.may_ask(0, now + OUT));
     }
 }
