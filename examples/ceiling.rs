@@ -128,7 +128,7 @@ fn send(mtu: usize, seconds: u64) -> Result<(), Failure> {
     while start.elapsed() < WARM_UP + Duration::from_secs(seconds) {
         let mut batch = Batch::default();
         for _ in 0..BATCH {
-            if !batch.begin(PACKET) {
+            if !batch.begin(PACKET, PACKET) {
                 return Err("the packet has no prefix".into());
             }
             batch.add_part(bytes.clone());

@@ -54,14 +54,13 @@ impl Batch {
         }
     }
 
-    /// Begins a packet of this length; false when that is too long for a prefix. What is added is to
-    /// have this length.
+    /// Begins a packet of this length, so much of it inline; false when it is too long for a prefix.
+    /// What is added is to have this length.
     #[must_use]
-    pub fn begin(&mut self, length: usize) -> bool {
-        let mut prefix = Vec::with_capacity(Prefix::Data.size());
-        let fits = Prefix::Data.put(length, &mut prefix);
-        self.inline.extend_from_slice(&prefix);
-        fits
+    pub fn begin(&mut self, length: usize, inline: usize) -> bool {
+        // At once, and not with each piece that is added.
+        self.inline.reserve(Prefix::Data.size() + inline);
+        Prefix::Data.put(length, &mut self.inline)
     }
 
     /// Adds bytes to the packet that was begun.
@@ -156,7 +155,11 @@ impl Batch {
             }
         }
         let rest = end - self.taken;
-        if rest > 0 {
+        if rest == self.inline.len() && rest > 0 {
+            // To split off all that there is would have it shared with nobody.
+            put(std::mem::take(&mut self.inline).freeze());
+            self.taken = end;
+        } else if rest > 0 {
             put(self.inline.split_to(rest).freeze());
             self.taken = end;
         }
@@ -201,7 +204,7 @@ mod tests {
             let mut expected = Vec::new();
             for packet in &packets {
                 let length: usize = packet.iter().map(|(_, length)| length).sum();
-                prop_assert!(batch.begin(length));
+                prop_assert!(batch.begin(length, length));
                 prop_assert!(Prefix::Data.put(length, &mut all));
                 let start = all.len();
                 for &(part, length) in packet {

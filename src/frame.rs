@@ -6,12 +6,14 @@
 
 use std::ops::Range;
 
+use bytes::BufMut;
+
 /// The top bit of a data stream's length prefix.
 const FENCE: usize = 1 << 31;
 
 /// The caller has seen to it that it fits.
-fn put_u32(length: usize, out: &mut Vec<u8>) {
-    out.extend_from_slice(&(length as u32).to_be_bytes());
+fn put_u32(length: usize, out: &mut impl BufMut) {
+    out.put_u32(length as u32);
 }
 
 /// How long the length prefix is.
@@ -34,10 +36,10 @@ impl Prefix {
 
     /// Puts the prefix of a packet of `len` bytes at the end of `out`; false when it does not fit.
     #[must_use]
-    pub fn put(self, len: usize, out: &mut Vec<u8>) -> bool {
+    pub fn put(self, len: usize, out: &mut impl BufMut) -> bool {
         match self {
             Prefix::Control => match u16::try_from(len) {
-                Ok(len) => out.extend_from_slice(&len.to_be_bytes()),
+                Ok(len) => out.put_u16(len),
                 Err(_) => return false,
             },
             Prefix::Data if len < FENCE => put_u32(len, out),

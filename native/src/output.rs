@@ -28,7 +28,11 @@ pub fn batch(packets: Term) -> NifResult<Batch> {
             parts.clear();
             parts.push(Binary::from_iolist(packet)?);
         }
-        if !batch.begin(parts.iter().map(|part| part.len()).sum()) {
+        let lengths = parts.iter().map(|part| part.len());
+        let copied = parts.iter().enumerate();
+        let copied = copied.filter(|(index, part)| is_copied(*index, part));
+        let inline = copied.map(|(_, part)| part.len()).sum();
+        if !batch.begin(lengths.sum(), inline) {
             return Err(Error::BadArg);
         }
         for (index, part) in parts.iter().enumerate() {

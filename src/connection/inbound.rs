@@ -243,8 +243,12 @@ impl Connection {
         let mut long = [false; MAX_DATA_STREAMS as usize];
         let mut more = false;
         for (index, long) in long.iter_mut().enumerate().take(streams) {
-            let id = self.inbound.data[index].id;
-            *long = self.quic.stream_readable_len(id, SHORT) >= SHORT;
+            let stream = &self.inbound.data[index];
+            // Most of them have nothing, most of the time.
+            if !stream.uncut && !self.quic.stream_readable(stream.id) {
+                continue;
+            }
+            *long = self.quic.stream_readable_len(stream.id, SHORT) >= SHORT;
             if !*long {
                 more |= self.read_data_stream(index);
             }

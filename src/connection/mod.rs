@@ -22,6 +22,7 @@ mod search;
 #[cfg(test)]
 mod tests;
 mod transmit;
+mod turn;
 mod unproved;
 mod user_streams;
 
@@ -29,6 +30,7 @@ pub(crate) use paths::MAX_PATHS;
 pub use paths::Path;
 pub(crate) use transmit::Network;
 pub use transmit::{Sent, Train, Transmit};
+pub(crate) use turn::RouteWanted;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -72,18 +74,6 @@ enum State {
     /// The reason was reported; quiche may still have packets to send.
     Ended,
 }
-
-/// A way that the driver is to ask the system for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum RouteWanted {
-    /// Packets have been refused there.
-    Instead(Path),
-    /// Discovery says that the peer is there.
-    To(SocketAddr),
-}
-
-/// How soon a connection in use is looked at again, at the latest.
-const COME_BY: Duration = Duration::from_millis(20);
 
 /// quiche's connection, with send buffers that are not copied.
 pub(crate) type Quic = quiche::Connection<Pieces>;
@@ -347,16 +337,6 @@ impl Connection {
         self.inbound.reads_data = true;
     }
 
-    /// The ways that are wanted, each once: what is not asked for now is not asked for again soon.
-    pub(crate) fn routes_wanted(
-        &mut self,
-        now: Instant,
-    ) -> impl Iterator<Item = RouteWanted> + use<> {
-        let instead = self.lost_path(now).map(RouteWanted::Instead);
-        let to = self.said_address().map(RouteWanted::To);
-        instead.into_iter().chain(to)
-    }
-
     /// When [`Connection::work`] wants to be called again.
     pub fn deadline(&self) -> Option<Instant> {
         let quic = self.quic.timeout_instant();
@@ -379,26 +359,6 @@ impl Connection {
         .into_iter()
         .flatten()
         .min()
-    }
-
-    /// When the event thread is to come by again, and it will.
-    ///
-    /// A connection that was in use a moment ago is looked at again soon, though nothing is due:
-    /// a thread that sends in the meantime sets timers of at least 25 ms (RFC 9002, section 6.2.1)
-    /// and so need not wake the event thread to tell it. Once nothing moves, nobody comes by.
-    pub(crate) fn plan(&mut self, now: Instant) -> Option<Instant> {
-        let soon = std::mem::take(&mut self.active).then(|| now + COME_BY);
-        self.planned = [self.deadline(), soon].into_iter().flatten().min();
-        self.planned
-    }
-
-    /// Whether something is due before the event thread comes by.
-    pub(crate) fn is_due_earlier(&self) -> bool {
-        match (self.deadline(), self.planned) {
-            (Some(due), Some(planned)) => due < planned,
-            (due, None) => due.is_some(),
-            (None, _) => false,
-        }
     }
 
     /// Takes what has happened, oldest first.

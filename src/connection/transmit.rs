@@ -57,12 +57,15 @@ pub struct Transmit {
 /// The buffer that trains are made in.
 pub struct Train {
     buffer: Vec<u8>,
+    /// There was nothing more to send behind the train that was made last.
+    is_last: bool,
 }
 
 impl Default for Train {
     fn default() -> Self {
         Train {
             buffer: vec![0; MAX_TRAIN + MAX_PACKET],
+            is_last: false,
         }
     }
 }
@@ -144,6 +147,11 @@ impl Connection {
                 self.unsent = Some((train.bytes(&transmit).to_vec(), transmit));
                 return Sent::Blocked;
             }
+            // quiche has just said so, and each time that it is asked it copies its transport parameters;
+            // but it may have found an error, which the peer is to hear of.
+            if train.is_last && self.quic.local_error().is_none() {
+                return Sent::All;
+            }
         }
         self.urgent = true;
         Sent::More
@@ -190,6 +198,7 @@ impl Connection {
         self.urgent = false;
         self.unanswered = 0;
         self.answer_at = None;
+        train.is_last = false;
         let room = MAX_TRAIN - HEADERS;
         let (segment, info) = match self.held.take() {
             Some((packet, info)) => {
@@ -208,6 +217,7 @@ impl Connection {
         };
         while segments < max_segments && length + segment <= room {
             let Some((size, next)) = self.packet(&mut train.buffer[length..]) else {
+                train.is_last = true;
                 break;
             };
             if size > segment || next.to != info.to || next.from != info.from {

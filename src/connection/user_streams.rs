@@ -34,6 +34,8 @@ pub(super) struct UserStreams {
     /// Numbers of the latest of ours that quiche knows, plus one; bidirectional, unidirectional.
     opened: [u64; 2],
     datagrams_told: u64,
+    /// The credit that the table was told of: streams as above, and a datagram's length.
+    allowed: Option<(u64, u64, usize)>,
 }
 
 /// Why reading stopped.
@@ -57,6 +59,7 @@ impl UserStreams {
             enabled: limits.user_streams > 0,
             opened: [0, 0],
             datagrams_told: 0,
+            allowed: None,
         }
     }
 }
@@ -81,7 +84,11 @@ impl Connection {
             opened => opened + self.quic.peer_streams_left_uni(),
         };
         let datagram = self.datagram_size();
-        self.shared.streams.allow(bidi, uni, datagram);
+        let allowed = Some((bidi, uni, datagram));
+        // Nobody else tells the table; its lock is not for each datagram that comes.
+        if std::mem::replace(&mut self.user.allowed, allowed) != allowed {
+            self.shared.streams.allow(bidi, uni, datagram);
+        }
     }
 
     pub(super) fn stream_event(&mut self, id: u64, event: StreamEvent) {

@@ -228,24 +228,16 @@ impl<E: Events> Driver<E> {
     /// thread that was just given something can already send its answer.
     fn serve_one(&mut self, key: usize) {
         let now = Instant::now();
-        let worked = self.with(key, |connection| {
-            connection.work(now);
-            let happenings: Vec<_> = std::iter::from_fn(|| connection.happening()).collect();
-            let retired: Vec<_> = std::iter::from_fn(|| connection.retired_id()).collect();
-            let half_open = connection.is_half_open();
-            (happenings, half_open, retired, connection.new_ids())
-        });
-        let Some((happenings, half_open, retired, new)) = worked else {
+        let Some(mut turn) = self.with(key, |connection| connection.turn(now)) else {
             return;
         };
-        self.tell(key, happenings, half_open);
-        self.exchange_ids(key, &retired, new);
-        if self.with(key, Connection::has_shrunk) == Some(true) {
+        self.tell(key, turn.happenings.drain(..), turn.half_open);
+        self.exchange_ids(key, &turn.retired, turn.new_ids);
+        if turn.has_shrunk {
             // A train of packets over the interface's MTU is EINVAL.
             self.socket.renew();
         }
-        let wanted = self.with(key, |connection| connection.routes_wanted(now));
-        for route in wanted.into_iter().flatten() {
+        for route in turn.routes {
             match route {
                 RouteWanted::Instead(path) => self.reroute(key, path),
                 RouteWanted::To(peer) => self.look_at(key, peer, now),
@@ -259,6 +251,7 @@ impl<E: Events> Driver<E> {
             .lock()
             .as_mut()
             .map(|connection| {
+                connection.told(turn.happenings);
                 let sent = if connection.can_wait(now) {
                     Sent::All
                 } else {
@@ -287,7 +280,12 @@ impl<E: Events> Driver<E> {
         }
     }
 
-    pub(super) fn tell(&mut self, key: usize, happenings: Vec<Happening>, half_open: bool) {
+    pub(super) fn tell(
+        &mut self,
+        key: usize,
+        happenings: impl IntoIterator<Item = Happening>,
+        half_open: bool,
+    ) {
         let entry = &mut self.entries[key];
         for happening in happenings {
             match happening {
