@@ -22,13 +22,13 @@ const LIMIT: isize = 4096;
 static BYTES: AtomicIsize = AtomicIsize::new(0);
 static IN_BLOCKS: AtomicIsize = AtomicIsize::new(0);
 
-/// What the NIF's allocators make of it: the system's, which has eight bytes of its own in each block, and mimalloc, which has four sizes
-/// of blocks for each power of two, and whole slices for what is very large.
+/// What the NIF's allocator, mimalloc, makes of it: up to 64 bytes it has blocks of each multiple of 16, from there four sizes
+/// for each power of two, and whole slices for what is very large.
 fn block(size: usize) -> usize {
-    let (size, step) = match size {
-        0..=1024 => (size + 8, 16),
-        1025..=0x8_0000 => (size, (1 << (size - 1).ilog2()) / 4),
-        _ => (size, 0x1_0000),
+    let step = match size {
+        0..=64 => 16,
+        65..=0x8_0000 => (1 << (size - 1).ilog2()) / 4,
+        _ => 0x1_0000,
     };
     size.next_multiple_of(step)
 }
