@@ -167,7 +167,7 @@ peer_certificate(_Conn) ->
 set_owner(_Conn, _Pid) ->
     ?NOT_LOADED.
 
-%% @doc Gives the connection its input process. From now on its data streams
+%% @doc Gives the connection the process that is told of its packets. From now on its data streams
 %% are read.
 -spec set_input(connection(), pid()) -> ok | {error, closed}.
 set_input(_Conn, _Pid) ->
