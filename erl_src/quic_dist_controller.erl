@@ -58,9 +58,11 @@
                  quic_dist_nif:peer(), node() | undefined) ->
           {ok, pid()} | {error, closed}.
 start_link(Conn, Family, Peer, Node) ->
+    %% Its queue of messages is not `off_heap': what the engine tells comes from
+    %% several threads, one after the other, and such a queue keeps the order of
+    %% one sender only where many send at once.
     Pid = spawn_opt(?MODULE, init, [Conn, Family, Peer, Node],
-                    [link, {priority, max},
-                     {message_queue_data, off_heap}, {fullsweep_after, 0}]),
+                    [link, {priority, max}, {fullsweep_after, 0}]),
     case quic_dist_nif:set_owner(Conn, Pid) of
         ok ->
             {ok, Pid};

@@ -205,15 +205,16 @@ packet_sender(_Packet) ->
 %% 256 KiB at a time: for the process that gets the message. The receive budget
 %% gets back what it got before. `[]': what comes from now on is told by a message.
 %%
-%% `again': nothing has come yet, and the caller is to call again as soon as no
+%% `again', or with packets `{again, _}': the caller is to call again as soon as no
 %% other process has to run on its scheduler. It is so for `busy_wait' times three
 %% (0.3 ms by default) after something has come, and not right after large data.
 %% In these calls the endpoint works, which its own thread else does: it receives
-%% and sends, also for other connections, and tells their owners. A call takes some
+%% and sends, also for other connections, and tells their owners (not of the
+%% application's streams, nor of ends). A call takes some
 %% microseconds where nothing has come; it takes up to 256 KiB from the socket, and
 %% leaves handshakes to the thread. Who does not call again within a millisecond is
 %% not waited for.
--spec data_take(connection()) -> [binary()] | again.
+-spec data_take(connection()) -> [binary()] | again | {again, [binary()]}.
 data_take(_Conn) ->
     ?NOT_LOADED.
 

@@ -2,8 +2,8 @@
 %% it takes packets from the VM and gives them to the engine, and from the engine
 %% and gives them to the VM, until the connection ends.
 %%
-%% One process does both, as a port would. None of the calls waits, so neither
-%% direction can keep the other one from going on; and where messages go to and
+%% One process does both, as a port would. None of the calls waits, and they take
+%% turns, so neither direction can keep the other one from going on. And where messages go to and
 %% fro, the process that has handed one to the VM is there for the answer, most
 %% often on the same scheduler.
 %%
@@ -65,9 +65,9 @@ loop(#state{conn = Conn, link = Link, taking = Taking} = State) ->
             put_packets(State#state.dhandle, Packets),
             ?MODULE:loop(State#state{taking = true});
         dist_data ->
-            ?MODULE:loop(output(State));
+            ?MODULE:loop(input_too(output(State)));
         {quic_dist, Conn, writable} when State#state.busy ->
-            ?MODULE:loop(output(State#state{busy = false}));
+            ?MODULE:loop(input_too(output(State#state{busy = false})));
         {quic_dist, Conn, {low, Process}} ->
             Senders = quic_dist_senders:low(Process, State#state.senders),
             ?MODULE:loop(State#state{senders = Senders});
@@ -94,9 +94,11 @@ loop(#state{conn = Conn, link = Link, taking = Taking} = State) ->
             ?MODULE:loop(State#state{busy = Result =:= busy});
         {quic_dist, Conn, {closed, Reason}} ->
             ok = quic_dist_senders:release(State#state.senders),
+            #{node := Node, peer := Peer} = Link,
+            quic_dist_log:closed(Node, Peer, Reason),
             %% What had arrived before is the VM's.
             ok = take_rest(Conn, State#state.dhandle),
-            quic_dist_controller:end_with(Reason, Link);
+            exit(quic_dist_log:exit_reason(Reason));
         {quic_dist, Conn, {control, _AfterHandshake}} ->
             ok = quic_dist_nif:close(Conn, <<"control message after the handshake">>),
             ?MODULE:loop(State);
@@ -167,17 +169,26 @@ take(DHandle, Count, Room, Packets, Senders) when Count > 0, Room > 0 ->
 take(_DHandle, _Count, Room, Packets, Senders) ->
     {more, Room, Packets, Senders}.
 
-%% Each call also says that the packets before are with the VM. What is woken by
-%% them runs before the next one, where nothing but this process has to.
+%% There may always be more to send, or always more to take: they take turns.
+input_too(#state{taking = true} = State) ->
+    input(State);
+input_too(State) ->
+    State.
+
+%% Each call also says that the packets before are with the VM. While it asks, what
+%% is woken by them runs before the next one.
 input(#state{conn = Conn, dhandle = DHandle} = State) ->
     case quic_dist_nif:data_take(Conn) of
         [] ->
             asks(false, State#state{taking = false});
         again ->
             others_run(asks(true, State));
+        {again, Packets} ->
+            put_packets(DHandle, Packets),
+            others_run(asks(true, State));
         [_ | _] = Packets ->
             put_packets(DHandle, Packets),
-            others_run(State)
+            asks(false, State)
     end.
 
 asks(Asks, #state{asks = Asks} = State) ->
@@ -189,30 +200,39 @@ asks(false, State) ->
     process_flag(priority, high),
     State#state{asks = false}.
 
-others_run(#state{asks = Asks} = State) ->
-    Asks andalso erlang:yield(),
+others_run(State) ->
+    erlang:yield(),
     State.
 
+%% The connection has ended: nobody asks any more.
 take_rest(Conn, DHandle) ->
     case quic_dist_nif:data_take(Conn) of
         [] ->
             ok;
         [_ | _] = Packets ->
-            put_packets(DHandle, Packets),
-            take_rest(Conn, DHandle)
+            case lists:all(fun(Packet) -> put_packet(DHandle, Packet) end,
+                           Packets) of
+                true -> take_rest(Conn, DHandle);
+                false -> ok
+            end
     end.
 
 put_packets(DHandle, [Packet | Packets]) ->
-    %% Bad data makes the VM end this connection; then, and when the
-    %% connection has just ended otherwise, the handle is no longer valid.
-    try
-        erlang:dist_ctrl_put_data(DHandle, Packet)
-    catch
-        error:_ -> death_row()
-    end,
-    put_packets(DHandle, Packets);
+    case put_packet(DHandle, Packet) of
+        true -> put_packets(DHandle, Packets);
+        false -> death_row()
+    end;
 put_packets(_DHandle, []) ->
     ok.
+
+%% Bad data makes the VM end this connection; then, and when the connection has
+%% just ended otherwise, the handle is no longer valid.
+put_packet(DHandle, Packet) ->
+    try
+        ok =:= erlang:dist_ctrl_put_data(DHandle, Packet)
+    catch
+        error:_ -> false
+    end.
 
 -spec death_row() -> no_return().
 death_row() ->

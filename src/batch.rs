@@ -46,21 +46,16 @@ pub struct Place {
 }
 
 impl Batch {
-    /// Of packets that will take this many inline bytes, prefixes included.
-    pub fn with_capacity(inline: usize) -> Self {
-        Batch {
-            inline: BytesMut::with_capacity(inline),
-            ..Batch::default()
-        }
-    }
-
     /// Begins a packet of this length, so much of it inline; false when it is too long for a prefix.
     /// What is added is to have this length.
     #[must_use]
     pub fn begin(&mut self, length: usize, inline: usize) -> bool {
-        // At once, and not with each piece that is added.
-        self.inline.reserve(Prefix::Data.size() + inline);
-        Prefix::Data.put(length, &mut self.inline)
+        let fits = Prefix::Data.put(length, &mut self.inline);
+        if fits {
+            // At once, and not with each piece that is added.
+            self.inline.reserve(inline);
+        }
+        fits
     }
 
     /// Adds bytes to the packet that was begun.

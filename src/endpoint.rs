@@ -208,9 +208,14 @@ impl<E: Events> CommandSender<E> {
         self.asleep.store(asleep, Ordering::SeqCst);
     }
 
-    /// The event thread is about to drain the channel.
+    /// Somebody is about to drain the channel.
     pub fn draining(&self) {
         self.notified.store(false, Ordering::SeqCst);
+    }
+
+    /// There is more, for the event thread, which a guest's leaving wakes.
+    pub fn still_notified(&self) {
+        self.notified.store(true, Ordering::SeqCst);
     }
 }
 
@@ -227,12 +232,15 @@ impl<E: Events> Commands for CommandSender<E> {
             // woken now. Then it rests where deadlines that the guest's turns set are not slept through.
             Taken::Now => self.wake(),
         }
-        match self.turn.try_lock() {
-            Some(mut turn) => turn
-                .as_mut()
-                .map_or(Asked::Leave, |driver| driver.guest_turn()),
+        let Some(mut turn) = self.turn.try_lock() else {
             // The event thread takes one meanwhile.
-            None => Asked::Bytes(0),
+            return Asked::Bytes(0);
+        };
+        match turn.as_mut() {
+            // Again, now that nobody else has the lock: it may have taken longer than a lease to get here.
+            // The event thread ends the lead before it finds out, with the lock, how long it can sleep.
+            Some(driver) if self.lead.is_led_by(id) => driver.guest_turn(),
+            _ => Asked::Leave,
         }
     }
 

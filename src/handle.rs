@@ -1,10 +1,11 @@
 //! What the other threads hold of a connection: its gates and counters, the connection itself while
 //! nobody works on it, and a way to send commands to the event thread.
 //!
-//! A connection is worked on by the event thread, or for a moment by a thread that has something to
-//! send: waking the event thread for every small message would cost more than the sending. Nobody
-//! but the event thread waits for the lock, and it holds no other lock meanwhile; so nothing here
-//! can deadlock.
+//! A connection is worked on by who takes the endpoint's turn (the event thread, or a guest:
+//! [`crate::lead`]), or for a moment by a thread that has something to send: waking the event thread for
+//! every small message would cost more than the sending. Nobody but who takes the turn waits for the lock,
+//! and it holds the turn's lock and no other one meanwhile; who sends holds none. So nothing here can
+//! deadlock.
 
 use std::cell::RefCell;
 use std::net::SocketAddr;
@@ -400,7 +401,8 @@ impl Handle {
 
     /// For a thread that else would only wait for this connection's events: whether it is to call again
     /// as soon as nothing else is to be done on it. Meanwhile it is the thread that calls [`Events`], from
-    /// within these calls, whatever connection they concern. A call takes some microseconds where nothing has
+    /// within these calls, whatever connection they concern; but of connections that come or end, of the
+    /// application's streams and of its datagrams only the event thread tells. A call takes some microseconds where nothing has
     /// come, and handles at most some 256 KiB; no TLS handshake is in it. `got`: bytes that were received
     /// since the last call: what is large is better left to the event thread.
     ///
@@ -418,6 +420,10 @@ impl Handle {
         let may = !patience.is_zero() && !self.is_closed();
         let stays = may && guest.may_ask(got, now) && {
             let asked = self.commands.guest_turn(self.id, now);
+            let now = match asked {
+                Asked::Bytes(0) => now,
+                _ => Instant::now(),
+            };
             let stays = guest.asked(asked, patience, now);
             if stays && asked == Asked::Bytes(0) {
                 // As the event thread does in between: who is to answer may need this processor.

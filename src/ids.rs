@@ -2,10 +2,13 @@
 //! may be open, and idle.
 //!
 //! `HashMap` doubles, so that just behind that more than half of it is empty, and is never smaller
-//! again. This one grows by an eighth, so that three quarters of it are taken at the least, but for a
-//! few entries, and becomes smaller when most of it is empty. An entry is at its own place or behind it with none free in between, so one
+//! again. This one grows by an eighth, so that three quarters of it are taken at the least while they become
+//! more, but for a few entries, and becomes smaller when most of it is empty. An entry is at its own place or behind it with none free in between, so one
 //! that is taken out leaves no mark, and finding one takes a few steps: numbers that follow each other
 //! are far from each other in it.
+//!
+//! Ids come from the peer, which has shown what it is allowed by: one that keeps only such as belong to the same
+//! place makes the steps many, up to the number of streams that it may have open.
 
 /// See the module's documentation.
 #[derive(Debug)]

@@ -3,9 +3,11 @@
 //! cost two wake-ups, or two threads that ask in vain; a guest that asks for itself answers without any.
 //!
 //! What is here decides ([`Lead`] between the threads, [`Guest`] for one of them); the turn itself is
-//! behind a lock that only the event thread waits for (`endpoint`). Whatever the two say, nothing is
-//! done twice: a wrong guess costs time. And little of it, for the event thread rests for [`LEASE`] at
-//! most after the guest's last turn, whatever has become of that.
+//! behind a lock that only the event thread waits for (`endpoint`). So nothing is done twice; and the event
+//! thread rests for [`LEASE`] at most after the guest's last turn, whatever has become of that. What must
+//! hold is that it does not sleep through what a guest's turn has set: so a guest takes one only while it has
+//! the lead, as seen with the lock held, and the event thread looks what there is to wait for after it has ended the
+//! lead or found that there is none, with the lock held as well.
 
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicU64;
@@ -31,7 +33,7 @@ const LONG_OUT: Duration = Duration::from_millis(6400);
 const SOON: u32 = 4;
 /// Above so many bytes at once the event thread does it, while the guest looks after what it has got.
 const LARGE: usize = 16 << 10;
-/// For so long after [`LARGE`] ones: more of them are most likely on their way.
+/// For so long after [`LARGE`] ones, or what else is not for guests: more of it is most likely on its way.
 const AFTER_LARGE: Duration = Duration::from_millis(5);
 
 /// What a guest's turn has come to.
@@ -104,6 +106,11 @@ impl Lead {
         self.leader.load(SeqCst) != 0
     }
 
+    /// Whether this connection's guest has it.
+    pub fn is_led_by(&self, id: Id) -> bool {
+        self.leader.load(SeqCst) == id.0 + 1
+    }
+
     /// The guest gives the lead back, if it has it.
     pub fn leave(&self, id: Id) {
         let left = self
@@ -170,7 +177,11 @@ impl Guest {
     /// It has asked, at `now`. Whether it asks again: until nothing has come for `patience`. Otherwise it has left.
     pub fn asked(&mut self, asked: Asked, patience: Duration, now: Instant) -> bool {
         let stays = match asked {
-            Asked::Leave => false,
+            Asked::Leave => {
+                // Somebody else's turns, a handshake, a stream of the application's: most likely not the last.
+                self.stay_out(now + AFTER_LARGE);
+                false
+            }
             Asked::Bytes(0) => now < *self.since.get_or_insert(now) + patience,
             Asked::Bytes(bytes) => {
                 self.since = Some(now);
@@ -180,6 +191,8 @@ impl Guest {
                 bytes <= LARGE
             }
         };
+        // From now on: what it has done itself does not keep it away.
+        self.last = Some(now);
         if !stays {
             self.leave();
         }
@@ -237,7 +250,9 @@ mod tests {
         let lead = Lead::new(start);
         assert_eq!(lead.take(Id(0), start), Taken::Now);
         assert_eq!(lead.rest(start + LEASE - MICRO), Some(MICRO));
+        assert!(lead.is_led_by(Id(0)), "until it is noticed");
         assert_eq!(lead.rest(start + LEASE), None);
+        assert!(!lead.is_led_by(Id(0)), "no turn for who comes too late");
         assert_eq!(lead.take(Id(1), start + LEASE), Taken::Now, "it is free");
         assert_eq!(
             lead.take(Id(0), start + LEASE),
@@ -272,7 +287,10 @@ mod tests {
         assert!(!guest.asked(Asked::Bytes(0), PATIENCE, now + 2 * MICRO));
         assert!(guest.may_ask(100, now + AWAY * 2), "a message has woken it");
         assert!(guest.asked(Asked::Bytes(0), PATIENCE, now + AWAY * 2));
-        assert!(!guest.asked(Asked::Leave, PATIENCE, now + AWAY * 2));
+        let now = now + AWAY * 2;
+        assert!(!guest.asked(Asked::Leave, PATIENCE, now));
+        assert!(!guest.may_ask(0, now + AFTER_LARGE - MICRO));
+        assert!(guest.may_ask(0, now + AFTER_LARGE));
         let mut guest = Guest::default();
         assert!(guest.may_ask(0, start));
         assert!(
@@ -302,6 +320,11 @@ mod tests {
         assert!(guest.asked(Asked::Bytes(1), PATIENCE, start));
         let now = start + AWAY;
         assert!(guest.may_ask(0, now), "in time");
+        // A turn of its own that takes long is none of others.
+        let now = now + AWAY * 3;
+        assert!(guest.asked(Asked::Bytes(1), PATIENCE, now));
+        assert!(guest.may_ask(0, now + AWAY), "in time");
+        assert!(guest.asked(Asked::Bytes(1), PATIENCE, now));
         let mut now = now + AWAY + MICRO;
         for out in [1, 2, 4, 8, 16, 32, 64, 64, 64].map(|times| OUT * times) {
             assert!(!guest.may_ask(0, now), "late");

@@ -9,7 +9,7 @@
 
 -export([all/0, suite/0, init_per_suite/1, end_per_suite/1, init_per_testcase/2, end_per_testcase/2]).
 -export([input_handler_held/1, many_senders_held/1, beam_stopped/1, held_one_way_only/1, nosuspend_says_so/1,
-         disconnect_while_held/1, small_beside_large/1]).
+         disconnect_while_held/1, small_flood/1, small_beside_large/1]).
 %% run on the nodes
 -export([send_numbered/3, receive_numbered/3, watch_busy/0, busy_count/0, hold_input/1, receive_all/0, echo/0]).
 
@@ -23,7 +23,7 @@
 suite() -> [{timetrap, {seconds, 120}}].
 
 all() -> [input_handler_held, many_senders_held, beam_stopped, held_one_way_only, nosuspend_says_so, disconnect_while_held,
-          small_beside_large].
+          small_beside_large, small_flood].
 
 init_per_suite(Config) -> ?LIB:init_suite(Config).
 end_per_suite(Config) -> ?LIB:end_suite(Config).
@@ -137,6 +137,18 @@ held_one_way_only(_Config) ->
     suspended = status(A, Sender),
     ok = Release(),
     done = result(B, R, 30000).
+
+%% Who sends small messages without pause, one way, leaves the other way free: the process that carries both has always more to send.
+small_flood(_Config) ->
+    {A, _, B, NodeB} = pair(),
+    Flood = fun Again(To) -> To ! <<0:800>>, Again(To) end,
+    Senders = ?LIB:run(A, fun() -> [spawn(fun() -> Flood({quic_dist_test_nobody, NodeB}) end) || _ <- lists:seq(1, 8)] end),
+    Base = rand:bytes(100),
+    R = ?LIB:run(A, fun() -> spawn(?MODULE, receive_numbered, [Base, 2000, 1]) end),
+    _ = ?LIB:run(B, fun() -> send_numbered(R, Base, 2000) end, 90000),
+    done = result(A, R, 90000),
+    [] = ?LIB:run(A, fun() -> [P || P <- Senders, not is_process_alive(P)] end),
+    _ = ?LIB:run(A, fun() -> [exit(P, kill) || P <- Senders] end).
 
 %% erlang:send/3 with nosuspend does not wait, and says that it did not send.
 nosuspend_says_so(_Config) ->
@@ -299,15 +311,16 @@ hold(B, A) ->
 -spec hold_input(node()) -> pid().
 hold_input(Node) ->
     {ok, Conn, Controller} = quic_dist_nodes:connection(Node),
-    ?LIB:wait_until(waits, fun() -> process_info(Controller, [priority, status]) =:= [{priority, high}, {status, waiting}] end, 10000),
+    Waits = fun() -> process_info(Controller, [priority, status]) =:= [{priority, high}, {status, waiting}] end,
     Caller = self(),
     Holder = spawn(fun() ->
-        ok = quic_dist_nif:set_input(Conn, self()),
+        %% what comes just before may make it ask once more
+        ?LIB:wait_until(held, fun() -> Waits() andalso ok =:= quic_dist_nif:set_input(Conn, self()) andalso Waits() end, 10000),
         Caller ! {self(), held},
         receive {resume, From} -> ok = quic_dist_nif:set_input(Conn, Controller), From ! {self(), resumed} end,
         forward(Controller)
     end),
-    receive {Holder, held} -> Holder after 5000 -> error(deadline) end.
+    receive {Holder, held} -> Holder after 15000 -> error(deadline) end.
 
 %% Also what was on its way when the controller was to be told again.
 forward(Controller) ->

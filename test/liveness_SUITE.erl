@@ -40,8 +40,8 @@ duration_s() ->
 
 %%% Alive
 
-%% Two pairs talk as fast as they can, both ways. A third has much to say, both ways, and its data stands still: the input handlers
-%% are suspended, the windows are full, and nothing but ticks can show that its nodes live.
+%% Two pairs talk as fast as they can, both ways. A third has much to say, both ways, and its data stands still: nobody takes what
+%% comes, the windows are full, and nothing but ticks can show that its nodes live.
 full_load(_Config) ->
     [One, Four, Held] = Pairs = pairs([{"one", []}, {"four", streams(4)}, {"held", []}]),
     Before = [controllers(P) || P <- Pairs],

@@ -409,7 +409,7 @@ fences_among_messages(Config) ->
 
 %%% Numbers of streams
 
-%% The atom cache is in use, however many streams there are. It is seen in the packets that B's input handler gets.
+%% The atom cache is in use, however many streams there are. It is seen in the packets that B's controller gets.
 atom_cache(Config) ->
     [A, B, Peer] = [?config(Key, Config) || Key <- [a, b, peer]],
     NodeA = ?LIB:node(A),

@@ -329,6 +329,7 @@ fn data_take<'a>(env: Env<'a>, connection: ResourceArc<ConnectionResource>) -> T
     }
     let asks = mail::lent(env, || handle.ask(before));
     match inbox.take_or_leave(handle, asks) {
+        Some(packets) if asks => (atoms::again(), input::binaries(env, packets)).encode(env),
         Some(packets) => input::binaries(env, packets),
         None if asks => atoms::again().encode(env),
         None => Term::list_new_empty(env),

@@ -399,7 +399,7 @@ impl Owners {
         Some((entry.owner, entry.active))
     }
 
-    // What the engine tells, on the event thread
+    // What the engine tells, always on the event thread: what one stream's owner gets has one sender
 
     pub fn event(&self, env: &mut Mail, handle: &Handle, id: u64, event: StreamEvent) {
         match event {

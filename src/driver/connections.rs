@@ -1,6 +1,7 @@
 //! The connections of an endpoint: how they come and go, and what the event thread does for one in
 //! its turn.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Instant, SystemTime};
@@ -169,6 +170,7 @@ impl<E: Events> Driver<E> {
             ids: Vec::new(),
             listed: false,
             up: false,
+            kept: VecDeque::new(),
             half_open: None,
             dialled: None,
         });
@@ -217,7 +219,9 @@ impl<E: Events> Driver<E> {
             let Some(key) = self.to_serve.pop_front() else {
                 return;
             };
-            if let Some(entry) = self.entries.get_mut(key) {
+            if self.guest && !self.is_for_guests(key) {
+                self.to_serve.push_back(key);
+            } else if let Some(entry) = self.entries.get_mut(key) {
                 entry.listed = false;
                 self.serve_one(key);
             }
@@ -231,7 +235,9 @@ impl<E: Events> Driver<E> {
         let Some(mut turn) = self.with(key, |connection| connection.turn(now)) else {
             return;
         };
-        self.tell(key, turn.happenings.drain(..), turn.half_open);
+        let kept = std::mem::take(&mut self.entries[key].kept);
+        let happenings = kept.into_iter().chain(turn.happenings.drain(..));
+        self.tell(key, happenings, turn.half_open);
         self.exchange_ids(key, &turn.retired, turn.new_ids);
         if turn.has_shrunk {
             // A train of packets over the interface's MTU is EINVAL.
@@ -244,6 +250,10 @@ impl<E: Events> Driver<E> {
             }
         }
         let entry = &self.entries[key];
+        if !entry.kept.is_empty() {
+            // The event thread goes on with it.
+            return self.list(key);
+        }
         let served = entry
             .handle
             .shared()
@@ -286,8 +296,13 @@ impl<E: Events> Driver<E> {
         happenings: impl IntoIterator<Item = Happening>,
         half_open: bool,
     ) {
+        let guest = self.guest;
         let entry = &mut self.entries[key];
         for happening in happenings {
+            if guest && !(entry.kept.is_empty() && is_for_guests(&happening)) {
+                entry.kept.push_back(happening);
+                continue;
+            }
             match happening {
                 Happening::Incoming => {
                     entry.up = true;
@@ -341,5 +356,19 @@ impl<E: Events> Driver<E> {
         for id in new {
             self.register(key, id);
         }
+    }
+}
+
+/// Whether a guest tells of it. See [`Driver::is_for_guests`].
+fn is_for_guests(happening: &Happening) -> bool {
+    match happening {
+        Happening::Session(..) | Happening::Stray => true,
+        Happening::Incoming | Happening::Refused(_) => false,
+        Happening::Event(event) => match event {
+            Event::Control(_) | Event::Data(_) | Event::Writable | Event::Low(_) => true,
+            Event::Moved { .. } | Event::Silent { .. } => true,
+            Event::Connected | Event::Closed(_) => false,
+            Event::Stream(..) | Event::Datagrams(_) => false,
+        },
     }
 }

@@ -20,9 +20,7 @@ impl<E: Events> Driver<E> {
     pub fn run(sender: &CommandSender<E>, poll: Poll, busy_wait: Duration) {
         let mut waiting = Waiting::new(sender, poll, busy_wait);
         let ended = panics::caught(|| waiting.turns()).map_err(Failure::Panic);
-        // From now on there are no turns, of guests neither.
-        let driver = sender.turn.lock().take();
-        if let Some(driver) = driver {
+        if let Some(driver) = waiting.take_driver() {
             driver.end(ended.flatten());
         }
     }
@@ -40,7 +38,9 @@ impl<E: Events> Driver<E> {
         };
         // Somebody may have dialled since the last turn; from now on nobody can.
         self.sender.ending();
-        while let Ok(command) = self.commands.try_recv() {
+        let left = self.left_command.take().map(Command::Endpoint);
+        let commands = std::iter::from_fn(|| self.commands.try_recv().ok());
+        for command in left.into_iter().chain(commands) {
             if let Command::Endpoint(EndpointCommand::Connect {
                 handle, mut peer, ..
             }) = command
@@ -68,6 +68,8 @@ impl<E: Events> Driver<E> {
             std::iter::from_fn(|| connection.happening()).collect()
         });
         let happenings: Vec<Happening> = happenings.unwrap_or_default();
+        let kept = std::mem::take(&mut self.entries[key].kept);
+        let happenings = kept.into_iter().chain(happenings);
         self.tell(key, happenings, false);
         let entry = &self.entries[key];
         if let Some(connection) = entry.handle.shared().connection.lock().as_mut() {

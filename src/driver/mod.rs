@@ -25,7 +25,7 @@ use slab::Slab;
 use crate::addresses::Addresses;
 use crate::admission::{Admission, Place};
 use crate::config::{self, Limits};
-use crate::connection::{Connection, Train};
+use crate::connection::{Connection, Happening, Train};
 use crate::endpoint::{CommandSender, Counters, EndpointCommand, OpenError};
 use crate::event::{Event, Events};
 use crate::handle::{Command, Handle, Id};
@@ -61,6 +61,8 @@ struct Entry<E: Events> {
     listed: bool,
     /// The TLS handshake is complete.
     up: bool,
+    /// What has happened and is the event thread's to tell, and all that came after it.
+    kept: VecDeque<Happening>,
     /// The place among those that are half open, while it is.
     half_open: Option<Place>,
     /// The node that was dialled, and with which identity of ours.
@@ -113,6 +115,8 @@ pub(crate) struct Driver<E: Events> {
     guest: bool,
     /// Datagrams of handshakes, which a guest has left for the event thread: those of one turn at most.
     left: Vec<Left>,
+    /// A command that a guest has left for it; those after it are still in the channel.
+    left_command: Option<EndpointCommand<E>>,
     /// What has gone wrong in a guest's turn.
     failed: Option<Failure>,
     /// The endpoint closes: the thread ends with its last connection, or at this time.
@@ -177,6 +181,7 @@ impl<E: Events> Driver<E> {
             received: 0,
             guest: false,
             left: Vec::new(),
+            left_command: None,
             failed: None,
             closing: None,
         };
@@ -219,6 +224,9 @@ impl<E: Events> Driver<E> {
 
     fn take_commands(&mut self) {
         self.sender.draining();
+        if let Some(command) = self.left_command.take() {
+            self.endpoint_command(command);
+        }
         while let Ok(command) = self.commands.try_recv() {
             match command {
                 Command::Connection(id, command) => {
@@ -229,6 +237,10 @@ impl<E: Events> Driver<E> {
                         commands.fetch_sub(1, Release);
                         self.list(key);
                     }
+                }
+                Command::Endpoint(command) if self.guest => {
+                    self.left_command = Some(command);
+                    return self.sender.still_notified();
                 }
                 Command::Endpoint(command) => self.endpoint_command(command),
             }

@@ -38,6 +38,8 @@ pub(super) struct Waiting<'a, E: Events> {
     busy_wait: Duration,
     /// The last wait was a short one.
     lively: bool,
+    /// One whose turn has failed.
+    failed: Option<Box<Driver<E>>>,
 }
 
 impl<'a, E: Events> Waiting<'a, E> {
@@ -49,6 +51,7 @@ impl<'a, E: Events> Waiting<'a, E> {
             counters: &sender.counters,
             busy_wait,
             lively: true,
+            failed: None,
         }
     }
 
@@ -72,11 +75,27 @@ impl<'a, E: Events> Waiting<'a, E> {
                     self.wait(wait, now)?;
                 }
             }
-            if let Some(driver) = &mut *self.sender.turn.lock() {
-                driver.woken(&self.events)?;
-                driver.turn()?;
+            let mut turn = self.sender.turn.lock();
+            let Some(driver) = turn.as_mut() else {
+                return Ok(());
+            };
+            let events = &self.events;
+            let turned = panics::caught(|| {
+                driver.woken(events)?;
+                driver.turn()
+            });
+            if let Err(failure) = turned.map_err(Failure::Panic).flatten() {
+                // Before anybody else gets the lock.
+                self.failed = turn.take();
+                return Err(failure);
             }
         }
+    }
+
+    /// The driver, for its end: from now on there are no turns, of guests neither.
+    pub fn take_driver(&mut self) -> Option<Box<Driver<E>>> {
+        let failed = self.failed.take();
+        failed.or_else(|| self.sender.turn.lock().take())
     }
 
     /// Waits for something to do. For a moment it asks again and again, and lets other threads run
@@ -146,6 +165,7 @@ impl<E: Events> Driver<E> {
         if self.readable
             || !self.to_serve.is_empty()
             || !self.left.is_empty()
+            || self.left_command.is_some()
             || self.failed.is_some()
         {
             return Some(Duration::ZERO);
@@ -214,10 +234,27 @@ impl<E: Events> Driver<E> {
             .map_err(Failure::Io)
     }
 
-    /// A turn on a guest's thread, which is never to be kept for long: handshakes are left to the event
-    /// thread. What goes wrong here ends that, as if it had gone wrong there.
+    /// Whether a guest may serve a connection. Handshakes take too long for its thread. And who gets what an
+    /// application's stream brings gets all of it from one thread: the VM keeps the order of one sender's
+    /// messages only, and to it a scheduler is another sender than the event thread.
+    pub(super) fn is_for_guests(&self, key: usize) -> bool {
+        let entry = self.entries.get(key);
+        entry.is_none_or(|entry| entry.up && entry.kept.is_empty())
+    }
+
+    /// Whether there is something that guests do not do.
+    fn has_left(&self) -> bool {
+        self.failed.is_some()
+            || self.left_command.is_some()
+            || !self.left.is_empty()
+            || !self.blocked.is_empty()
+            || !self.to_serve.iter().all(|&key| self.is_for_guests(key))
+    }
+
+    /// A turn on a guest's thread, which is never to be kept for long. What goes wrong here ends the event
+    /// thread, as if it had gone wrong there.
     pub(crate) fn guest_turn(&mut self) -> Asked {
-        if self.failed.is_some() || !self.left.is_empty() || !self.blocked.is_empty() {
+        if self.has_left() {
             return Asked::Leave;
         }
         bump(&self.counters.guest_turns, 1);
@@ -228,10 +265,8 @@ impl<E: Events> Driver<E> {
         let turned = panics::caught(|| self.turn());
         self.guest = false;
         match turned {
-            Ok(Ok(())) if self.left.is_empty() && self.blocked.is_empty() => {
-                Asked::Bytes(self.received.wrapping_sub(before))
-            }
-            Ok(Ok(())) => Asked::Leave,
+            Ok(Ok(())) if self.has_left() => Asked::Leave,
+            Ok(Ok(())) => Asked::Bytes(self.received.wrapping_sub(before)),
             Ok(Err(failure)) => self.fails(failure),
             Err(panic) => self.fails(Failure::Panic(panic)),
         }
