@@ -7,7 +7,7 @@
 -export([acceptors_take_turns/1, refused/1, owners_only/1, moves_while_data_arrives/1, mailbox_follows/1, owner_dies/1,
          dies_while_giving/1, cut_while_used/1, order_in_a_contended_mailbox/1]).
 %% run on the nodes
--export([relay_race/3]).
+-export([relay_race/4]).
 
 -define(LIB, quic_dist_test_lib).
 -define(S, quic_dist_test_streams).
@@ -95,32 +95,41 @@ owners_only(_Config) ->
         ?S:drained()
     end).
 
-%% The stream changes hands as fast as it can, while numbers arrive and others are sent back; each owner takes what it gets.
+%% The stream changes hands as fast as it can, while numbers arrive and others are sent back; each owner takes what it gets. They
+%% arrive until it has moved often enough.
 moves_while_data_arrives(Config) ->
     Total = case ?config(path, Config) of undefined -> 4000000; _ -> 400000 end,
     ?S:on_pair(Config, fun(B) ->
         Runners = 5,
         Self = self(),
-        _ = spawn(B, ?MODULE, relay_race, [self(), node(), Runners]),
+        Sender = spawn_link(fun() ->
+            receive {stream, S} -> Self ! {sent, send_numbers(S, 0, Total, false)} end
+        end),
+        _ = spawn(B, ?MODULE, relay_race, [self(), Sender, node(), Runners]),
         receive ready -> ok end,
         {ok, S} = quic_dist:open_stream(B),
-        _ = spawn_link(fun() ->
-            [ok = quic_dist:send(S, ?S:numbers(I, 1000)) || I <- lists:seq(0, Total - 1, 1000)],
-            ok = quic_dist:send(S, <<>>, true),
-            Self ! sent
-        end),
+        Sender ! {stream, S},
         {fin, Back} = ?S:collect(S, 60000),
         {Got, Moves} = receive {raced, G, M} -> {G, M} after 60000 -> error(deadline) end,
+        Sent = receive {sent, N} -> N after 60000 -> error(deadline) end,
         true = Moves > 100,
-        true = Got =:= ?S:numbers(0, Total),
+        true = Got =:= ?S:numbers(0, Sent),
         %% each owner has sent as well
         true = Back =:= ?S:numbers(0, Moves * ?BACK)
     end).
 
+send_numbers(S, From, Total, true) when From >= Total ->
+    ok = quic_dist:send(S, <<>>, true),
+    From;
+send_numbers(S, From, Total, Enough) ->
+    ok = quic_dist:send(S, ?S:numbers(From, 1000)),
+    send_numbers(S, From + 1000, Total, Enough orelse receive enough -> true after 0 -> false end).
+
 %% All runners append to one list, which travels with the stream: an order that any loss, doubling or overtaking would break.
-relay_race(To, Node, Runners) ->
+relay_race(Result, Sender, Node, Runners) ->
     ok = quic_dist:accept_streams(Node),
-    To ! ready,
+    Result ! ready,
+    To = {Result, Sender},
     Others = [spawn_link(fun() -> runner(To) end) || _ <- lists:seq(2, Runners)],
     {Stream, First} = receive {quic_dist_stream, S, {data, Data, false}} -> {S, Data} end,
     runner(To, Stream, [First], 0, Others).
@@ -132,7 +141,8 @@ runner(To, S, Acc, Moves, Others) ->
     receive
         {quic_dist_stream, S, {data, Data, true}} ->
             ok = quic_dist:send(S, <<>>, true),
-            To ! {raced, iolist_to_binary(lists:reverse([Data | Acc])), Moves},
+            {Result, _} = To,
+            Result ! {raced, iolist_to_binary(lists:reverse([Data | Acc])), Moves},
             timer:sleep(infinity);
         {quic_dist_stream, S, {data, Data, false}} ->
             pass(To, S, [Data | Acc], Moves, Others)
@@ -140,7 +150,8 @@ runner(To, S, Acc, Moves, Others) ->
         pass(To, S, Acc, Moves, Others)
     end.
 
-pass(To, S, Acc, Moves, [Next | Rest]) ->
+pass({_, Sender} = To, S, Acc, Moves, [Next | Rest]) ->
+    _ = Moves =:= 100 andalso (Sender ! enough),
     ok = quic_dist:send(S, ?S:numbers(Moves * ?BACK, ?BACK)),
     %% whoever has the stream and whoever has the list must be the same
     ok = quic_dist:controlling_process(S, Next),
