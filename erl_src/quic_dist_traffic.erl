@@ -3,9 +3,9 @@
 %% and gives them to the VM, until the connection ends.
 %%
 %% One process does both, as a port would. None of the calls waits, and they take
-%% turns, so neither direction can keep the other one from going on. And where messages go to and
-%% fro, the process that has handed one to the VM is there for the answer, most
-%% often on the same scheduler.
+%% turns, so neither direction can keep the other one from going on. And where
+%% messages go to and fro, the process that has handed one to the VM is there for
+%% the answer, most often on the same scheduler.
 %%
 %% For a moment after something has come it asks the engine for more, again and
 %% again, and lets others run in between: it takes the turns of the event thread,

@@ -71,7 +71,7 @@ impl Shared {
             streams: Streams::new(role, limits),
             connection: Mutex::new(None),
             guest: Mutex::new(Guest::default()),
-            patience: patience(limits),
+            patience: patience(limits.busy_wait),
         })
     }
 

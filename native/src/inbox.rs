@@ -46,24 +46,19 @@ impl Inbox {
         Some(packets)
     }
 
-    /// Bytes that the controller got last.
-    pub fn taken(&self) -> usize {
-        self.0.lock().taken
-    }
-
-    /// Takes what comes first, if there is anything, and gives the receive budget back what was taken
-    /// before.
-    pub fn take(&self, handle: &Handle) -> Option<Vec<Packets>> {
+    /// Takes what comes first, and gives the receive budget back what was taken before. If there is
+    /// nothing, it says how many bytes those were.
+    pub fn take(&self, handle: &Handle) -> Result<Vec<Packets>, usize> {
         self.take_or(handle, false)
     }
 
     /// The same; if there is nothing, and the controller does not come back by itself, what comes from now
     /// on is told.
-    pub fn take_or_leave(&self, handle: &Handle, comes_back: bool) -> Option<Vec<Packets>> {
+    pub fn take_or_leave(&self, handle: &Handle, comes_back: bool) -> Result<Vec<Packets>, usize> {
         self.take_or(handle, !comes_back)
     }
 
-    fn take_or(&self, handle: &Handle, leave: bool) -> Option<Vec<Packets>> {
+    fn take_or(&self, handle: &Handle, leave: bool) -> Result<Vec<Packets>, usize> {
         let mut taken = Vec::new();
         let mut bytes = 0;
         let before = {
@@ -82,6 +77,9 @@ impl Inbox {
         if before > 0 {
             handle.consumed(before);
         }
-        (!taken.is_empty()).then_some(taken)
+        if taken.is_empty() {
+            return Err(before);
+        }
+        Ok(taken)
     }
 }

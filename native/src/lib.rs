@@ -323,16 +323,16 @@ fn packet_sender<'a>(env: Env<'a>, packet: Term<'a>) -> rustler::NifResult<Term<
 #[rustler::nif]
 fn data_take<'a>(env: Env<'a>, connection: ResourceArc<ConnectionResource>) -> Term<'a> {
     let (inbox, handle) = (&connection.inbox, &connection.handle);
-    let before = inbox.taken();
-    if let Some(packets) = inbox.take(handle) {
-        return input::binaries(env, packets);
-    }
+    let before = match inbox.take(handle) {
+        Ok(packets) => return input::binaries(env, packets),
+        Err(before) => before,
+    };
     let asks = mail::lent(env, || handle.ask(before));
     match inbox.take_or_leave(handle, asks) {
-        Some(packets) if asks => (atoms::again(), input::binaries(env, packets)).encode(env),
-        Some(packets) => input::binaries(env, packets),
-        None if asks => atoms::again().encode(env),
-        None => Term::list_new_empty(env),
+        Ok(packets) if asks => (atoms::again(), input::binaries(env, packets)).encode(env),
+        Ok(packets) => input::binaries(env, packets),
+        Err(_) if asks => atoms::again().encode(env),
+        Err(_) => Term::list_new_empty(env),
     }
 }
 

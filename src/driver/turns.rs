@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use mio::Poll;
 
 use super::{ADDRESSES, Driver, SOCKET, bump};
-use crate::config::Limits;
 use crate::endpoint::{CommandSender, Counters};
 use crate::event::Events;
 use crate::lead::Asked;
@@ -19,8 +18,8 @@ const BUSY_ROUNDS: usize = 3;
 const PATIENCE: u32 = 3;
 
 /// How long who has just heard something asks for more.
-pub(crate) fn patience(limits: &Limits) -> Duration {
-    limits.busy_wait * PATIENCE
+pub(crate) fn patience(busy_wait: Duration) -> Duration {
+    busy_wait * PATIENCE
 }
 
 /// Why there are no more turns.
@@ -108,7 +107,7 @@ impl<'a, E: Events> Waiting<'a, E> {
         if wait == Some(Duration::ZERO) {
             return self.ask(wait);
         }
-        let long = self.busy_wait * PATIENCE;
+        let long = patience(self.busy_wait);
         if !long.is_zero() {
             let moment = if self.lively { long } else { self.busy_wait };
             for round in 0.. {
