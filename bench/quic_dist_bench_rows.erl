@@ -97,11 +97,8 @@ all() ->
        targets => [{[], ratio, at_most, 1.2, number}]},
      stream("streams_1", "one stream that sends all it can"),
      stream("streams_100", "100 streams that send all they can"),
-     #{name => "stream_load", title => "ping-pong of messages while one stream sends all it can",
-       section => "Streams of the application's own", group => bulk, on => [{[quic], []}],
-       measures => [{idle_p99, "p99 before", "us"}, {p50, "p50", "us"}, {p99, "p99", "us"}, {ratio, "p99, ratio to before", ""},
-                    {rate, "the stream's rate", "MB/s"}],
-       targets => [{[], ratio, at_most, 2, number}]},
+     beside_stream("stream_load", "ping-pong of messages while one stream sends all it can", bulk),
+     beside_stream("stream_path", "the same on a path of 100 Mbit/s and 20 ms, where the path is what limits the stream", path),
      #{name => "connect", title => "net_kernel:connect_node/1, all code loaded before; QUIC's first by a full handshake, those after it resumed, which "
                                      "is checked",
        section => "Connections", group => connect,
@@ -151,6 +148,12 @@ stream(Name, Title) ->
     #{name => Name, title => Title, section => "Streams of the application's own", group => bulk, on => [{[quic], []}, {[quic], ?FULL_PACKETS}],
       measures => [{rate, "rate", "MB/s"}],
       targets => [{[], rate, at_least, 0.9, ceiling}, {?FULL_PACKETS, rate, at_least, 0.9, ceiling}]}.
+
+beside_stream(Name, Title, Group) ->
+    #{name => Name, title => Title, section => "Streams of the application's own", group => Group, on => [{[quic], []}],
+      measures => [{idle_p99, "p99 before", "us"}, {p50, "p50", "us"}, {p99, "p99", "us"}, {ratio, "p99, ratio to before", ""},
+                   {rate, "the stream's rate", "MB/s"}],
+      targets => [{[], ratio, at_most, 2, number}]}.
 
 %% What a message, or a call, costs both nodes together.
 costs(What) ->

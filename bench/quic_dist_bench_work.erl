@@ -50,6 +50,7 @@ measure("stream_first", Pair, Seconds) -> stream_first(Pair, ms(Seconds));
 measure("streams_1", Pair, Seconds) -> streams(Pair, 1, ms(Seconds));
 measure("streams_100", Pair, Seconds) -> streams(Pair, 100, ms(Seconds));
 measure("stream_load", Pair, Seconds) -> under_stream(Pair, ms(1.5 * Seconds));
+measure("stream_path", Pair, Seconds) -> under_stream(Pair, ms(2.5 * Seconds));
 measure("holb", Pair, Seconds) -> under_load(Pair, {answered, ?MIB}, steady, [500, ms(2.5 * Seconds), 5]);
 measure("holb_flood", Pair, Seconds) -> under_load(Pair, {binary, ?MIB}, pingpong, [500, ms(2.5 * Seconds)]).
 
