@@ -145,11 +145,13 @@ ceiling_rate(Mtu, Seconds) ->
     Rate.
 
 await_rate(Program, Seen) ->
-    case quic_dist_bench_node:read_line(Program, 30000) of
+    try quic_dist_bench_node:read_line(Program, 30000) of
         {line, Line} ->
             case re:run(Line, "^(\\d+) MB/s", [{capture, all_but_first, list}]) of
                 {match, [Rate]} -> list_to_integer(Rate);
                 nomatch -> await_rate(Program, [Line | Seen])
             end;
         {ended, Status} -> error({ceiling, Status, lists:reverse(Seen)})
+    catch
+        error:{silent, _} -> error({ceiling, silent, lists:reverse(Seen)})
     end.

@@ -133,8 +133,9 @@ await_call(#{socket := Socket, name := Name, port := Port}, Seq, Timeout) ->
 %% Its standard output comes as lines (read_line/2). It ends when its standard input or the benchmark does.
 -spec start_program(string(), [string()]) -> port().
 start_program(Command, Args) ->
-    %% The shell's input is the port's; it gives it to a `cat' that ends when the port is closed.
-    Script = "exec 3<&0; \"$@\" <&3 & pid=$!; (cat <&3 >/dev/null; kill -TERM $pid 2>/dev/null) & wait $pid",
+    %% The shell's input is the port's; it gives it to a `cat' that ends when the port is closed. That has no output:
+    %% the port tells of the program's end once nobody has its output any more.
+    Script = "exec 3<&0; \"$@\" <&3 & pid=$!; (cat <&3; kill -TERM $pid) >/dev/null 2>&1 & wait $pid",
     open_port({spawn_executable, "/bin/sh"},
               [binary, exit_status, stderr_to_stdout, {line, 4096}, {args, ["-c", Script, "sh", Command | Args]}]).
 
