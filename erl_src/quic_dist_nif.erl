@@ -211,7 +211,7 @@ packet_sender(_Packet) ->
 %% In these calls the endpoint works, which its own thread else does: it receives
 %% and sends, also for other connections, and tells their owners (not of the
 %% application's streams, nor of ends). A call takes some
-%% microseconds where nothing has come; it takes up to 256 KiB from the socket, and
+%% microseconds where nothing has come, and counts as 1,000 reductions then; it takes up to 256 KiB from the socket, and
 %% leaves handshakes to the thread. Who does not call again within a millisecond is
 %% not waited for.
 -spec data_take(connection()) -> [binary()] | again | {again, [binary()]}.

@@ -27,14 +27,6 @@
 %% ask it again.
 -define(ASKING_MS, 10000).
 
-%% What asking in vain counts for. The VM takes note, whenever a scheduler picks a
-%% process, of whether another one is left in its queue, and by reductions (erl_process.c,
-%% wakeup_other_check): where it is so most of the time, it wakes a second scheduler to
-%% take one of them. While this process asks, it is the other one, whenever somebody answers a
-%% message; and once that one is on another scheduler than this one, each message there
-%% and back changes threads twice. So what it does alone has to weigh more.
--define(REDUCTIONS, 2000).
-
 -record(state, {link :: quic_dist_controller:link(),
                 %% the link's
                 conn :: quic_dist_nif:connection(),
@@ -190,7 +182,6 @@ input(#state{conn = Conn, dhandle = DHandle} = State) ->
         [] ->
             asks(false, State#state{taking = false});
         again ->
-            _ = erlang:bump_reductions(?REDUCTIONS),
             others_run(asks(true, State));
         {again, Packets} ->
             put_packets(DHandle, Packets),

@@ -28,6 +28,7 @@ use std::time::{Duration, SystemTime};
 use quic_dist_engine::identity::{CookieAuthority, Files, NodeIdentity};
 use quic_dist_engine::term::Process;
 use quic_dist_engine::{Endpoint, OpenError, SendError, SendStatus};
+use rustler::schedule::consume_timeslice;
 use rustler::{Binary, Encoder, Env, LocalPid, ResourceArc, Term};
 
 use allocations::Counted;
@@ -320,6 +321,15 @@ fn packet_sender<'a>(env: Env<'a>, packet: Term<'a>) -> rustler::NifResult<Term<
     })
 }
 
+/// What asking in vain counts for, in percent of a timeslice (4,000 reductions), which is more than it takes.
+///
+/// When a scheduler picks a process and another one is left in its queue, the VM adds 400 reductions and those
+/// executed meanwhile to a sum, and if none is left it takes those executed away; at 40,000 it wakes another
+/// scheduler to take one (`erl_process.c`, `wakeup_other_check`). Who asks is the one that is left whenever
+/// somebody answers a message, and executes next to nothing otherwise. So the other scheduler came after some
+/// hundred messages, and once the two are on two schedulers each message there and back changes threads twice.
+const IN_VAIN: i32 = 25;
+
 #[rustler::nif]
 fn data_take<'a>(env: Env<'a>, connection: ResourceArc<ConnectionResource>) -> Term<'a> {
     let (inbox, handle) = (&connection.inbox, &connection.handle);
@@ -331,7 +341,10 @@ fn data_take<'a>(env: Env<'a>, connection: ResourceArc<ConnectionResource>) -> T
     match inbox.take_or_leave(handle, asks) {
         Ok(packets) if asks => (atoms::again(), input::binaries(env, packets)).encode(env),
         Ok(packets) => input::binaries(env, packets),
-        Err(_) if asks => atoms::again().encode(env),
+        Err(_) if asks => {
+            consume_timeslice(env, IN_VAIN);
+            atoms::again().encode(env)
+        }
         Err(_) => Term::list_new_empty(env),
     }
 }

@@ -32,7 +32,7 @@ fn ask_for_event(conn: &Conn) {
     }
 }
 
-/// Waits until it may ask: who was kept from the processor for a moment stays out for a while.
+/// Waits until it may ask: who was kept from the processor for long stays out for a while.
 fn may_ask(handle: &Handle) {
     let start = Instant::now();
     while !handle.ask(0) {
@@ -71,7 +71,6 @@ fn who_asks_no_more_is_not_waited_for() {
     let (a, b) = (node(), node());
     let (mut ours, mut theirs) = a.connect(&b);
     let me = thread::current().id();
-    // Each time it stays out for longer.
     for number in 0..3 {
         may_ask(&theirs.handle);
         ours.send(&packet(number, 100));
