@@ -145,13 +145,11 @@ ceiling_rate(Mtu, Seconds) ->
     Rate.
 
 await_rate(Program, Seen) ->
-    try quic_dist_bench_node:read_line(Program, 30000) of
+    case quic_dist_bench_node:read_line(Program, 30000) of
         {line, Line} ->
             case re:run(Line, "^(\\d+) MB/s", [{capture, all_but_first, list}]) of
                 {match, [Rate]} -> list_to_integer(Rate);
                 nomatch -> await_rate(Program, [Line | Seen])
             end;
-        {ended, Status} -> error({ceiling, Status, lists:reverse(Seen)})
-    catch
-        error:{silent, _} -> error({ceiling, silent, lists:reverse(Seen)})
+        Other -> error({ceiling, Other, lists:reverse(Seen)})
     end.

@@ -35,7 +35,7 @@ await_ready(Link, Seen) ->
             [NsA, AddressA, NsB, AddressB] = string:lexemes(binary_to_list(Rest), " "),
             {NsA, AddressA, NsB, AddressB};
         {line, Line} -> await_ready(Link, [Line | Seen]);
-        {ended, Status} -> error({no_link, Status, lists:reverse(Seen)})
+        Other -> error({no_link, Other, lists:reverse(Seen)})
     end.
 
 start_epmd(Ns) ->

@@ -152,12 +152,12 @@ await_os_exit(OsPid, Tries) ->
         true -> error({does_not_end, OsPid})
     end.
 
--spec read_line(port(), timeout()) -> {line, binary()} | {ended, integer()}.
+-spec read_line(port(), timeout()) -> {line, binary()} | {ended, integer()} | silent.
 read_line(Port, Timeout) ->
     receive
         {Port, {data, {_, Line}}} -> {line, Line};
         {Port, {exit_status, Status}} -> {ended, Status}
-    after Timeout -> error({silent, Port})
+    after Timeout -> silent
     end.
 
 %%% What the system says of a node

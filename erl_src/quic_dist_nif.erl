@@ -210,10 +210,10 @@ packet_sender(_Packet) ->
 %% (0.3 ms by default) after something has come, and not right after large data.
 %% In these calls the endpoint works, which its own thread else does: it receives
 %% and sends, also for other connections, and tells their owners (not of the
-%% application's streams, nor of ends). A call takes some
-%% microseconds where nothing has come, and counts as 1,000 reductions then; it takes up to 256 KiB from the socket, and
-%% leaves handshakes to the thread. Who does not call again within a millisecond is
-%% not waited for.
+%% application's streams, nor of ends). A call takes some microseconds where
+%% nothing has come, and counts as 1,000 reductions then; it takes up to 256 KiB
+%% from the socket, and leaves handshakes to the thread. Who does not call again
+%% within a millisecond is not waited for.
 -spec data_take(connection()) -> [binary()] | again | {again, [binary()]}.
 data_take(_Conn) ->
     ?NOT_LOADED.
